@@ -1,0 +1,134 @@
+"""What every reader returns: images, targets in {1, 0, -1}, class names, splits."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from coterie.errors import DataError, shortened
+
+PRESENT, ABSENT, UNKNOWN = 1, 0, -1
+
+
+@dataclass(frozen=True, eq=False)
+class MultiLabelDataset:
+    """Images with multi-label targets.
+
+    `images`: N paths, or one uint8 array [N, H, W, 3] (RGB).
+    `targets`: int8 [N, C], 1 present, 0 absent, -1 unknown.
+    `splits`: N names, such as "train", "val", "test"; a name that starts with "test" is a test split.
+    `image_ids`: N unique names that messages and predictions use. `notes`: what the reader had to say.
+    Raises DataError where shapes, values, class names or splits do not fit.
+    """
+
+    images: Sequence[Path] | npt.NDArray[np.uint8]
+    targets: npt.NDArray[np.int8]
+    class_names: tuple[str, ...]
+    splits: npt.NDArray[np.str_]
+    image_ids: tuple[str, ...]
+    name: str = "dataset"
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        n, c = len(self.images), len(self.class_names)
+        if self.targets.ndim != 2 or self.targets.shape != (n, c) or self.targets.dtype != np.int8:
+            raise DataError(
+                f"targets of {self.name} must be int8 [{n}, {c}] for {n} images and {c} classes, "
+                f"got {self.targets.dtype} {list(self.targets.shape)}"
+            )
+        if n and not np.isin(self.targets, (PRESENT, ABSENT, UNKNOWN)).all():
+            raise DataError(
+                f"targets of {self.name} hold values other than 1 (present), 0 (absent), -1 (unknown)"
+            )
+        if len(self.splits) != n or len(self.image_ids) != n:
+            raise DataError(
+                f"{self.name} has {n} images, {len(self.splits)} splits and {len(self.image_ids)} ids; "
+                "give one of each for every image"
+            )
+        if len(set(self.class_names)) != c:
+            twice = sorted({name for name in self.class_names if self.class_names.count(name) > 1})
+            raise DataError(f"class names of {self.name} stand twice: {shortened(twice)}")
+        if len(set(self.image_ids)) != n:
+            raise DataError(f"image ids of {self.name} are not unique")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def split_names(self) -> tuple[str, ...]:
+        """The names of the splits, in the order of their first image."""
+        return tuple(dict.fromkeys(self.splits.tolist()))
+
+    def indices(self, split: str) -> npt.NDArray[np.int64]:
+        """Positions [n] of the images of `split`; DataError where there are none."""
+        found = np.flatnonzero(self.splits == split)
+        if not len(found):
+            raise DataError(f"{self.name} has no split '{split}'; it has {shortened(self.split_names)}")
+        return found
+
+    def load_image(self, index: int) -> Image.Image:
+        """Image `index` in RGB, in its own size; DataError names the file where it cannot be read."""
+        source = self.images[index]
+        if isinstance(source, np.ndarray):
+            return Image.fromarray(source)
+        return open_image(source)
+
+    def subset(self, keep: npt.NDArray[np.int64] | npt.NDArray[np.bool_]) -> MultiLabelDataset:
+        """The same dataset with only the images `keep` (positions or a mask [N])."""
+        positions = np.flatnonzero(keep) if keep.dtype == np.bool_ else keep
+        images = (
+            self.images[positions]
+            if isinstance(self.images, np.ndarray)
+            else [self.images[i] for i in positions]
+        )
+        return replace(
+            self,
+            images=images,
+            targets=self.targets[positions],
+            splits=self.splits[positions],
+            image_ids=tuple(self.image_ids[i] for i in positions),
+        )
+
+    def with_classes(self, class_names: Sequence[str]) -> MultiLabelDataset:
+        """The same images with the classes `class_names` in that order; DataError names a missing one."""
+        missing = [name for name in class_names if name not in self.class_names]
+        if missing:
+            known = shortened(self.class_names)
+            raise DataError(f"{self.name} has no class {shortened(missing)}; its classes are {known}")
+        columns = [self.class_names.index(name) for name in class_names]
+        return replace(self, targets=self.targets[:, columns], class_names=tuple(class_names))
+
+    def fingerprint(self) -> str:
+        """SHA-256 over class names, targets, splits, ids, and pixels (arrays) or sizes in bytes (files)."""
+        digest = hashlib.sha256()
+        for names in (self.class_names, tuple(self.splits.tolist()), self.image_ids):
+            digest.update("\0".join(names).encode() + b"\1")
+        digest.update(np.ascontiguousarray(self.targets).tobytes())
+        if isinstance(self.images, np.ndarray):
+            digest.update(str(self.images.shape).encode() + np.ascontiguousarray(self.images).tobytes())
+        else:
+            digest.update(b"".join(path.stat().st_size.to_bytes(8, "little") for path in self.images))
+        return digest.hexdigest()
+
+
+def open_image(path: Path) -> Image.Image:
+    """The picture at `path`, decoded, in RGB; DataError names the file where it cannot be read."""
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except FileNotFoundError:
+        raise DataError(f"image {path} is not there") from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        size = path.stat().st_size if path.exists() else 0
+        why = "the file is empty" if size == 0 else str(error)
+        raise DataError(f"image {path} cannot be read: {why}") from None

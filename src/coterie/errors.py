@@ -1,0 +1,43 @@
+"""Errors that a person can act on: each message says what is wrong, where, and what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+
+class CoterieError(Exception):
+    """Base of every error that the command line prints as one message, without a traceback."""
+
+
+class ConfigError(CoterieError):
+    """A setting is unknown, of the wrong type, or contradicts another."""
+
+
+class DataError(CoterieError):
+    """Images, labels or splits are missing, unreadable or inconsistent."""
+
+
+class PartitionError(CoterieError):
+    """Label groups that are not a partition, or cannot be made."""
+
+
+class CheckpointError(CoterieError):
+    """Weights or checkpoints that are missing, damaged, or belong to something else."""
+
+
+class RunError(CoterieError):
+    """A run folder that cannot be used, or a training that cannot go on."""
+
+
+def did_you_mean(name: str, choices: Iterable[str]) -> str:
+    """`"; did you mean 'x'?"` for the choice nearest to `name`, or `""` where none is near."""
+    near = difflib.get_close_matches(name, list(choices), n=1, cutoff=0.6)
+    return f"; did you mean '{near[0]}'?" if near else ""
+
+
+def shortened(names: Sequence[object], most: int = 5) -> str:
+    """The first `most` names in quotes, then how many more: for messages about long lists."""
+    shown = ", ".join(f"'{name}'" for name in names[:most])
+    rest = len(names) - most
+    return f"{shown} and {rest} more" if rest > 0 else shown
