@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, ImageOps, UnidentifiedImageError
 
-from coterie.errors import DataError, shortened
+from coterie.errors import DataError, did_you_mean, shortened
 
 PRESENT, ABSENT, UNKNOWN = 1, 0, -1
+
+
+class UnreadableImage(DataError):
+    """A picture that cannot be decoded; `reason` says why, without the path."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"image {path} cannot be read: {reason}")
+        self.reason = reason
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +47,13 @@ class MultiLabelDataset:
 
     def __post_init__(self) -> None:
         n, c = len(self.images), len(self.class_names)
+        if isinstance(self.images, np.ndarray) and (
+            self.images.dtype != np.uint8 or self.images.ndim != 4 or self.images.shape[3] != 3
+        ):
+            raise DataError(
+                f"images of {self.name} must be uint8 [N, H, W, 3] (RGB), "
+                f"got {self.images.dtype} {list(self.images.shape)}"
+            )
         if self.targets.ndim != 2 or self.targets.shape != (n, c) or self.targets.dtype != np.int8:
             raise DataError(
                 f"targets of {self.name} must be int8 [{n}, {c}] for {n} images and {c} classes, "
@@ -52,10 +69,11 @@ class MultiLabelDataset:
                 "give one of each for every image"
             )
         if len(set(self.class_names)) != c:
-            twice = sorted({name for name in self.class_names if self.class_names.count(name) > 1})
+            twice = sorted(name for name, times in Counter(self.class_names).items() if times > 1)
             raise DataError(f"class names of {self.name} stand twice: {shortened(twice)}")
         if len(set(self.image_ids)) != n:
-            raise DataError(f"image ids of {self.name} are not unique")
+            twice = sorted(image for image, times in Counter(self.image_ids).items() if times > 1)
+            raise DataError(f"image ids of {self.name} stand twice: {shortened(twice)}")
 
     def __len__(self) -> int:
         return len(self.images)
@@ -103,8 +121,9 @@ class MultiLabelDataset:
         """The same images with the classes `class_names` in that order; DataError names a missing one."""
         missing = [name for name in class_names if name not in self.class_names]
         if missing:
+            hint = did_you_mean(missing[0], self.class_names)
             known = shortened(self.class_names)
-            raise DataError(f"{self.name} has no class {shortened(missing)}; its classes are {known}")
+            raise DataError(f"{self.name} has no class {shortened(missing)}{hint}; its classes are {known}")
         columns = [self.class_names.index(name) for name in class_names]
         return replace(self, targets=self.targets[:, columns], class_names=tuple(class_names))
 
@@ -122,13 +141,43 @@ class MultiLabelDataset:
 
 
 def open_image(path: Path) -> Image.Image:
-    """The picture at `path`, decoded, in RGB; DataError names the file where it cannot be read."""
+    """The picture at `path`, decoded, upright by its EXIF orientation, in 8-bit RGB; transparency is dropped.
+
+    The first frame of an animation. Raises UnreadableImage (a DataError) that names the file and the reason.
+    """
     try:
         with Image.open(path) as image:
-            return image.convert("RGB")
-    except FileNotFoundError:
-        raise DataError(f"image {path} is not there") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        size = path.stat().st_size if path.exists() else 0
-        why = "the file is empty" if size == 0 else str(error)
-        raise DataError(f"image {path} cannot be read: {why}") from None
+            image.load()
+            return _rgb(_upright(image))
+    except (
+        Exception
+    ) as error:  # on a damaged file decoders raise nearly anything: struct.error, IndexError...
+        raise UnreadableImage(path, _reason(path, error)) from None
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    # A damaged EXIF block says nothing about the pixels, which are decoded by now.
+    with contextlib.suppress(Exception):
+        ImageOps.exif_transpose(image, in_place=True)
+    return image
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16 bits: Pillow's own conversion clips at 255 and leaves a white picture
+        values = np.asarray(image).astype(np.int64).clip(0, 65535)
+        image = Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+    elif image.mode == "F":
+        raise ValueError("its pixels are floats of unknown range; save it with 8 or 16 bits")
+    elif image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # straight to RGB, Pillow warns
+    return image.convert("RGB")
+
+
+def _reason(path: Path, error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "there is no such file"
+    if isinstance(error, IsADirectoryError) or path.is_dir():
+        return "it is a folder"
+    if isinstance(error, UnidentifiedImageError):
+        return "it is not a picture of a known format" if path.stat().st_size else "the file is empty"
+    return str(error) or type(error).__name__

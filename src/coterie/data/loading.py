@@ -1,0 +1,149 @@
+"""From a dataset to batches of uint8 pixels. A view depends on (seed, epoch, image) and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+from torchvision.transforms import v2
+
+from coterie.data.dataset import MultiLabelDataset
+from coterie.data.transforms import Preprocessing, to_pixels
+from coterie.seeding import derive_seed, seeded
+
+ViewKey = tuple[int, int]  # (epoch, position of the image in the dataset)
+
+
+class Batch(NamedTuple):
+    """Pixels uint8 [B, 3, H, W], targets int8 [B, C], positions int64 [B] in the dataset."""
+
+    pixels: Tensor
+    targets: Tensor
+    indices: Tensor
+
+
+class ResizedImages:
+    """The images of a dataset squashed to one size, kept in memory after their first use where they fit."""
+
+    def __init__(
+        self,
+        dataset: MultiLabelDataset,
+        preprocessing: Preprocessing,
+        memory_gb: float = 0.0,
+        shared: bool = False,
+    ) -> None:
+        self.dataset = dataset
+        self.preprocessing = preprocessing
+        side = preprocessing.image_size
+        self._pixels: Tensor | None = None
+        if len(dataset) * side * side * 3 <= memory_gb * 1e9:
+            self._pixels = torch.empty((len(dataset), side, side, 3), dtype=torch.uint8)
+            self._filled = torch.zeros(len(dataset), dtype=torch.bool)
+            if shared:  # what one loading process decodes, all of them have
+                self._pixels.share_memory_()  # type: ignore[no-untyped-call]
+                self._filled.share_memory_()  # type: ignore[no-untyped-call]
+
+    def __getitem__(self, index: int) -> Image.Image:
+        if self._pixels is None:
+            return self._decode(index)
+        if not self._filled[index]:
+            self._pixels[index] = torch.from_numpy(np.array(self._decode(index)))
+            self._filled[index] = True
+        return Image.fromarray(self._pixels[index].numpy())
+
+    def _decode(self, index: int) -> Image.Image:
+        return self.preprocessing.resize(self.dataset.load_image(index))
+
+
+class Views(Dataset[Batch]):
+    """Augmented (or plain) views; an item's key is (epoch, image)."""
+
+    def __init__(
+        self, images: ResizedImages, augmentation: v2.Transform | None = None, seed: int = 0
+    ) -> None:
+        self.images = images
+        self.augmentation = augmentation
+        self.seed = seed
+
+    def __getitem__(self, key: ViewKey) -> Batch:
+        epoch, index = key
+        image = self.images[index]
+        if self.augmentation is not None:
+            with seeded(self.seed, "view", epoch, index):
+                image = self.augmentation(image)
+        targets = torch.from_numpy(self.images.dataset.targets[index])
+        return Batch(to_pixels(image), targets, torch.tensor(index))
+
+
+class EpochSampler(Sampler[list[ViewKey]]):
+    """Batches of view keys. A training epoch has an order of its own and leaves a short last batch out."""
+
+    def __init__(
+        self, indices: npt.NDArray[np.int64], batch_size: int, *, shuffle: bool = False, seed: int = 0
+    ) -> None:
+        self.indices = indices
+        self.batch_size = min(batch_size, len(indices))
+        self.shuffle = shuffle
+        self.seed = seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        full, rest = divmod(len(self.indices), self.batch_size)
+        return full if self.shuffle or rest == 0 else full + 1
+
+    def __iter__(self) -> Iterator[list[ViewKey]]:
+        order = self.indices
+        if self.shuffle:
+            order = np.random.default_rng(derive_seed(self.seed, "order", self.epoch)).permutation(order)
+        for number in range(len(self)):
+            chosen = order[number * self.batch_size : (number + 1) * self.batch_size]
+            yield [(self.epoch, int(index)) for index in chosen]
+
+
+class Batches:
+    """An iterable of `Batch` whose epoch can be set; the positions it goes through are `indices`."""
+
+    def __init__(self, views: Views, sampler: EpochSampler, workers: int = 0) -> None:
+        self.sampler = sampler
+        self._loader: DataLoader[Batch] = DataLoader(
+            views, batch_sampler=sampler, num_workers=workers, persistent_workers=workers > 0
+        )
+
+    @property
+    def indices(self) -> npt.NDArray[np.int64]:
+        return self.sampler.indices
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """The batches of one epoch."""
+        self.sampler.epoch = epoch
+        for pixels, targets, indices in self._loader:
+            yield Batch(pixels, targets, indices)
+
+
+def training_batches(
+    images: ResizedImages,
+    split: str,
+    batch_size: int,
+    augmentation: v2.Transform | None,
+    seed: int,
+    workers: int = 0,
+) -> Batches:
+    """Shuffled, augmented batches of a split."""
+    sampler = EpochSampler(images.dataset.indices(split), batch_size, shuffle=True, seed=seed)
+    return Batches(Views(images, augmentation, seed), sampler, workers)
+
+
+def plain_batches(
+    images: ResizedImages, indices: npt.NDArray[np.int64], batch_size: int, workers: int = 0
+) -> Batches:
+    """The images at `indices`, each once and in that order, without augmentation."""
+    return Batches(Views(images), EpochSampler(indices, batch_size), workers)

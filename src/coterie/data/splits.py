@@ -1,0 +1,179 @@
+"""Splits by a seed, stratified for many labels, and the classes that are frequent enough to train."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+from iterstrat.ml_stratifiers import IterativeStratification
+
+from coterie.data.dataset import PRESENT, MultiLabelDataset
+from coterie.errors import ConfigError, DataError, did_you_mean, shortened
+
+
+def stratified_split(
+    targets: npt.NDArray[np.int8], fractions: Mapping[str, float], seed: int
+) -> npt.NDArray[np.str_]:
+    """The split of each image [N] of `targets` [N, C], with every class near its fraction in every split.
+
+    Iterative stratification (Sechidis et al., 2011); unknown targets count as absent. Sizes are near
+    `fractions` times N, not exact. One seed gives one result. Raises ConfigError where fractions are not
+    positive or do not sum to 1, and DataError where a split would be empty.
+    """
+    if not all(fraction > 0 for fraction in fractions.values()) or not math.isclose(
+        sum(fractions.values()), 1
+    ):
+        parts = ", ".join(f"{name} {fraction:g}" for name, fraction in fractions.items())
+        raise ConfigError(f"fractions of splits must be positive and sum to 1, got {parts or 'none'}")
+    # RandomState, not default_rng: its numbers are the same in every version of NumPy, and so is the split.
+    random = np.random.RandomState(seed)
+    order = random.permutation(len(targets))
+    # The function under iterstrat's splitters takes more than two parts, and targets of one class.
+    parts_of_images = IterativeStratification(
+        labels=(targets == PRESENT)[order], r=np.array(list(fractions.values())), random_state=random
+    )
+    names = np.array(list(fractions), dtype=np.str_)
+    splits = np.empty(len(targets), dtype=names.dtype)
+    splits[order] = names[parts_of_images]
+    empty = [name for name in fractions if not (splits == name).any()]
+    if empty:
+        raise DataError(
+            f"{len(targets)} images are too few for splits of {dict(fractions)}: {shortened(empty)} would be "
+            "empty; add images or take larger fractions"
+        )
+    return splits
+
+
+def ensure_splits(
+    dataset: MultiLabelDataset, val_fraction: float, test_fraction: float, seed: int
+) -> MultiLabelDataset:
+    """The dataset with splits train and val, and with notes about what was made.
+
+    Without splits: train, val and test by fractions of all images (no test where `test_fraction` is 0). With
+    train but no val: val is `val_fraction` of the train images. A dataset without test stays without.
+    Raises ConfigError for fractions out of range, DataError where only some images have a split, or none is
+    in train.
+    """
+    if not (val_fraction > 0 and test_fraction >= 0 and val_fraction + test_fraction < 1):
+        raise ConfigError(
+            f"data.val_fraction is {val_fraction:g} and data.test_fraction {test_fraction:g}; "
+            "val must be above 0, test 0 or above, and their sum below 1"
+        )
+    without = dataset.splits == ""
+    if without.all():
+        fractions = {
+            "train": 1 - val_fraction - test_fraction,
+            "val": val_fraction,
+            **({"test": test_fraction} if test_fraction else {}),
+        }
+        made = replace(dataset, splits=stratified_split(dataset.targets, fractions, seed))
+        sizes = ", ".join(f"{(made.splits == name).sum():,} {name}" for name in fractions)
+        return _noted(made, f"no splits given: {sizes}, drawn with seed {seed}, stratified by class")
+    if without.any():
+        ids = [dataset.image_ids[index] for index in np.flatnonzero(without)]
+        raise DataError(
+            f"{len(ids)} of {len(dataset)} images of {dataset.name} have no split: {shortened(ids)}; "
+            "give every image a split, or none"
+        )
+    for name in dataset.split_names:
+        if name not in ("train", "val") and not name.startswith("test"):
+            hint = did_you_mean(name, ("train", "val", "test"))
+            dataset = _noted(
+                dataset, f"split '{name}' is neither train, val nor a test split: not used{hint}"
+            )
+    if not (dataset.splits == "train").any():
+        raise DataError(
+            f"{dataset.name} has no train images; its splits are {shortened(dataset.split_names)}. "
+            "Name one of them 'train'"
+        )
+    if not (dataset.splits == "val").any():
+        dataset = _with_val_from_train(dataset, val_fraction, seed)
+    if not any(name.startswith("test") for name in dataset.split_names):
+        dataset = _noted(dataset, "no test split: results are on val, which also chose the best epoch")
+    return dataset
+
+
+def _with_val_from_train(dataset: MultiLabelDataset, val_fraction: float, seed: int) -> MultiLabelDataset:
+    train = dataset.indices("train")
+    parts = stratified_split(dataset.targets[train], {"train": 1 - val_fraction, "val": val_fraction}, seed)
+    splits = dataset.splits.copy()
+    splits[train] = parts
+    taken = int((parts == "val").sum())
+    return _noted(
+        replace(dataset, splits=splits),
+        f"no val split: {taken:,} of {len(train):,} train images are val, drawn with seed {seed}, "
+        "stratified by class",
+    )
+
+
+def filter_classes(dataset: MultiLabelDataset, min_positives: int) -> MultiLabelDataset:
+    """The dataset with the classes that have `min_positives` positives or more in train; all images stay.
+
+    Raises ConfigError for a negative number, DataError where fewer than two classes are left.
+    """
+    if min_positives < 0:
+        raise ConfigError(f"data.min_positives is {min_positives}; it must be 0 (keep every class) or more")
+    if min_positives == 0:
+        return dataset
+    positives = _positives(dataset, "train")
+    kept = [
+        name for name, count in zip(dataset.class_names, positives, strict=True) if count >= min_positives
+    ]
+    if len(kept) < 2:
+        second = int(np.sort(positives)[-2:][0]) if len(positives) else 0
+        raise DataError(
+            f"{len(kept)} of {dataset.num_classes} classes of {dataset.name} have {min_positives:,} train "
+            f"images or more, but two are needed; the second most frequent class has {second:,}: "
+            "lower data.min_positives"
+        )
+    if len(kept) == dataset.num_classes:
+        return dataset
+    return _noted(
+        dataset.with_classes(kept),
+        f"{dataset.num_classes - len(kept)} of {dataset.num_classes} classes have fewer than "
+        f"{min_positives:,} train images and are left out",
+    )
+
+
+def check_labels(dataset: MultiLabelDataset) -> tuple[str, ...]:
+    """Notes on classes that a val or test split holds no positive of: they are left out of its means.
+
+    Raises DataError where train or val has no images, or a class has no positive in train.
+    """
+    for split in ("train", "val"):
+        if not (dataset.splits == split).any():
+            raise DataError(
+                f"{dataset.name} has no {split} images; its splits are {shortened(dataset.split_names)}. "
+                f"Give some images the split '{split}', or no image a split to have splits made"
+            )
+    absent = _without_positives(dataset, "train")
+    if absent:
+        raise DataError(
+            f"{len(absent)} of {dataset.num_classes} classes of {dataset.name} have no positive in train: "
+            f"{shortened(absent)}; data.min_positives=1 leaves them out"
+        )
+    notes = []
+    for split in dataset.split_names:
+        absent = _without_positives(dataset, split) if split == "val" or split.startswith("test") else []
+        if absent:
+            notes.append(
+                f"{len(absent)} of {dataset.num_classes} classes have no positive in {split} and are left "
+                f"out of its means: {shortened(absent)}"
+            )
+    return tuple(notes)
+
+
+def _positives(dataset: MultiLabelDataset, split: str) -> npt.NDArray[np.int64]:
+    positives: npt.NDArray[np.int64] = (dataset.targets[dataset.indices(split)] == PRESENT).sum(axis=0)
+    return positives
+
+
+def _without_positives(dataset: MultiLabelDataset, split: str) -> list[str]:
+    return [dataset.class_names[index] for index in np.flatnonzero(_positives(dataset, split) == 0)]
+
+
+def _noted(dataset: MultiLabelDataset, note: str) -> MultiLabelDataset:
+    return replace(dataset, notes=(*dataset.notes, note))

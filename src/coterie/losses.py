@@ -1,0 +1,73 @@
+"""Classification and distillation losses for multi-label logits, all in float32 and computed from logits.
+
+Every loss takes logits [B, C], sums over labels and averages over images, so that the learning rate that suits
+it does not depend on the batch size. An unknown target (-1) adds nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from coterie.data.dataset import PRESENT, UNKNOWN
+
+ClassificationLoss = Callable[[Tensor, Tensor], Tensor]
+DistillationLoss = Callable[[Tensor, Tensor], Tensor]
+
+
+def binary_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Binary cross-entropy of logits [B, C] against targets [B, C] in {1, 0, -1}."""
+    logits = logits.float()
+    present = (targets == PRESENT).to(logits.dtype)
+    loss = functional.binary_cross_entropy_with_logits(logits, present, reduction="none")
+    return _reduce(loss * (targets != UNKNOWN))
+
+
+def asymmetric_loss(
+    logits: Tensor, targets: Tensor, gamma_neg: float = 4.0, gamma_pos: float = 0.0, clip: float = 0.05
+) -> Tensor:
+    """Asymmetric loss (ASL; Ridnik et al., ICCV 2021, eq. 7) of logits [B, C], targets [B, C] in {1, 0, -1}.
+
+    The probability of a negative is shifted down by `clip`; the focal weights carry no gradient.
+    """
+    logits = logits.float()
+    present = targets == PRESENT
+    probability = torch.sigmoid(logits)
+    shifted = (probability - clip).clamp(min=0)
+    log_positive = functional.logsigmoid(logits)
+    # 1 - p + clip, at most 1. As 1 - p = sigmoid(-z) it keeps its precision where p is near 1.
+    log_negative = (
+        torch.log((torch.sigmoid(-logits) + clip).clamp(max=1))
+        if clip > 0
+        else functional.logsigmoid(-logits)
+    )
+    with torch.no_grad():
+        weight = torch.where(present, (1 - probability) ** gamma_pos, shifted**gamma_neg)
+    loss = -weight * torch.where(present, log_positive, log_negative)
+    return _reduce(loss * (targets != UNKNOWN))
+
+
+def squared_error(logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """Squared error of raw logits [B, C] (PSD; Xu et al., IJCAI 2022), summed over labels."""
+    return _reduce((logits.float() - teacher_logits.float()) ** 2)
+
+
+def bernoulli_kl(logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """KL(teacher || student) of one Bernoulli for each label, from logits [B, C], times temperature squared.
+
+    The square keeps the gradient's size when the temperature changes (Hinton et al., 2015, section 2).
+    """
+    student = logits.float() / temperature
+    teacher = teacher_logits.float() / temperature
+    probability = torch.sigmoid(teacher)
+    present = functional.logsigmoid(teacher) - functional.logsigmoid(student)
+    absent = functional.logsigmoid(-teacher) - functional.logsigmoid(-student)
+    return _reduce(probability * present + (1 - probability) * absent) * temperature**2
+
+
+def _reduce(loss: Tensor) -> Tensor:
+    """Sum over labels, mean over images: [B, C] -> []."""
+    return loss.sum(dim=1).mean()

@@ -1,0 +1,437 @@
+"""Average precision and the field's metrics, beside scikit-learn, torchmetrics and a slow version by hand."""
+
+from __future__ import annotations
+
+import doctest
+import json
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from sklearn.metrics import average_precision_score
+from torchmetrics.functional.classification import (
+    multilabel_average_precision,
+    multilabel_f1_score,
+    multilabel_precision,
+    multilabel_recall,
+)
+
+import coterie.metrics
+from coterie.errors import ConfigError, DataError
+from coterie.metrics import average_precision, multilabel_metrics
+from tests.conftest import shared_data
+
+Scores = npt.NDArray[np.float32]
+Targets = npt.NDArray[np.int8]
+
+NAMES = ("CP", "CR", "CF1", "OP", "OR", "OF1")
+
+
+def draw(
+    n: int, c: int, decimals: int | None = None, unknown: float = 0.0, seed: int = 0
+) -> tuple[Scores, Targets]:
+    """Probabilities and targets [N, C]; `decimals` rounds the scores into ties, `unknown` is a share."""
+    rng = np.random.default_rng(seed)
+    targets = (rng.random((n, c)) < 0.3).astype(np.int8)
+    scores = np.clip(rng.normal(0.35 + 0.3 * targets, 0.25), 0, 1).astype(np.float32)
+    targets[rng.random((n, c)) < unknown] = -1
+    return scores if decimals is None else np.round(scores, decimals), targets
+
+
+def scikit_learn_ap(scores: Scores, targets: Targets) -> npt.NDArray[np.float64]:
+    """AP [C] by scikit-learn, on the known targets of each class; NaN where it has no positive."""
+    ap = np.full(scores.shape[1], np.nan)
+    for c in range(scores.shape[1]):
+        known = targets[:, c] >= 0
+        if (targets[:, c] == 1).any():
+            ap[c] = average_precision_score(targets[known, c], scores[known, c])
+    return ap
+
+
+def slow_metrics(scores: Scores, targets: Targets, threshold: float, top_k: int | None) -> dict[str, float]:
+    """CP to OF1 in percent, label by label."""
+    n, c = scores.shape
+    correct, predicted, positive = np.zeros(c), np.zeros(c), np.zeros(c)
+    for i in range(n):
+        known = [j for j in range(c) if targets[i, j] != -1]
+        ranked = sorted(known, key=lambda j: (-scores[i, j], j))
+        for j in known:
+            is_predicted = scores[i, j] > threshold and j in ranked[:top_k]
+            positive[j] += targets[i, j] == 1
+            predicted[j] += is_predicted
+            correct[j] += is_predicted and targets[i, j] == 1
+    counted = [j for j in range(c) if positive[j]]
+    cp = np.mean([correct[j] / predicted[j] if predicted[j] else 0.0 for j in counted])
+    cr = np.mean([correct[j] / positive[j] for j in counted])
+    op, or_ = correct.sum() / predicted.sum(), correct.sum() / positive.sum()
+    values = (cp, cr, 2 * cp * cr / (cp + cr), op, or_, 2 * op * or_ / (op + or_))
+    return {name: 100 * float(value) for name, value in zip(NAMES, values, strict=True)}
+
+
+def of_top3(metrics: dict[str, Any]) -> dict[str, float]:
+    return {name: metrics[f"{name}_top3"] for name in NAMES}
+
+
+# average_precision
+
+
+def test_ap_is_the_mean_over_positives_of_the_precision_at_their_score() -> None:
+    scores = np.array([[0.9], [0.8], [0.7], [0.6]])
+    targets = np.array([[1], [0], [1], [0]])
+    assert average_precision(scores, targets).tolist() == pytest.approx([(1 / 1 + 2 / 3) / 2])
+
+
+def test_tied_scores_are_one_threshold_whatever_their_order() -> None:
+    scores = np.array([[0.9], [0.5], [0.5], [0.1]])
+    for targets in ([[0], [1], [0], [1]], [[0], [0], [1], [1]]):
+        assert average_precision(scores, np.array(targets)).tolist() == pytest.approx([(1 / 3 + 2 / 4) / 2])
+
+
+def test_ap_of_one_score_for_all_is_the_share_of_positives() -> None:
+    ap = average_precision(np.full((10, 1), 0.5), np.array([[1]] * 3 + [[0]] * 7))
+    assert ap.tolist() == pytest.approx([0.3])
+
+
+def test_ap_is_float64_and_one_value_a_class() -> None:
+    ap = average_precision(*draw(50, 7))
+    assert ap.dtype == torch.float64
+    assert ap.shape == (7,)
+
+
+@pytest.mark.parametrize(("n", "c"), [(1, 1), (1, 5), (2, 3), (100, 1), (37, 20), (1000, 8)])
+@pytest.mark.parametrize("decimals", [None, 1])
+@pytest.mark.parametrize("unknown", [0.0, 0.4])
+def test_ap_is_scikit_learns_over_shapes_ties_and_unknown_targets(
+    n: int, c: int, decimals: int | None, unknown: float
+) -> None:
+    scores, targets = draw(n, c, decimals, unknown)
+    ap = average_precision(scores, targets)
+    np.testing.assert_allclose(ap, scikit_learn_ap(scores, targets), rtol=0, atol=1e-12)
+
+
+def test_ap_of_logits_and_of_their_sigmoid_in_double_precision_is_the_same() -> None:
+    logits = np.random.default_rng(0).normal(0, 4, (200, 6))
+    targets = draw(200, 6)[1]
+    ap = average_precision(1 / (1 + np.exp(-logits)), targets)
+    np.testing.assert_array_equal(average_precision(logits, targets), ap)
+
+
+def test_a_score_under_an_unknown_target_changes_nothing() -> None:
+    scores, targets = draw(200, 6, unknown=0.3)
+    other = np.where(targets == -1, np.float32(1), scores)
+    np.testing.assert_array_equal(average_precision(scores, targets), average_precision(other, targets))
+    assert multilabel_metrics(scores, targets) == multilabel_metrics(other, targets)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_narrow_floats_keep_their_order_and_their_ties(dtype: torch.dtype) -> None:
+    scores, targets = draw(500, 6)
+    narrow = torch.from_numpy(scores).to(dtype)
+    expected = scikit_learn_ap(narrow.double().numpy(), targets)
+    np.testing.assert_allclose(
+        average_precision(narrow, torch.from_numpy(targets)), expected, rtol=0, atol=1e-12
+    )
+
+
+def test_doubles_that_are_equal_as_floats_are_no_ties() -> None:
+    scores = np.array([[0.5], [0.5 + 1e-12], [0.5 + 2e-12]])
+    assert average_precision(scores, np.array([[0], [0], [1]])).tolist() == [1.0]
+
+
+def test_half_precision_arrays_are_taken() -> None:
+    scores, targets = draw(100, 4)
+    ap = average_precision(scores.astype(np.float16), targets)
+    np.testing.assert_array_equal(ap, average_precision(torch.from_numpy(scores).half(), targets))
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.float32, np.bool_, np.uint8])
+def test_targets_of_any_dtype_count_alike(dtype: type[np.generic]) -> None:
+    scores, targets = draw(100, 4)
+    ap = average_precision(scores, targets.astype(dtype))
+    np.testing.assert_array_equal(ap, average_precision(scores, targets))
+
+
+def test_inputs_are_left_as_they_were() -> None:
+    scores, targets = draw(50, 5, unknown=0.2)
+    before = scores.copy(), targets.copy()
+    multilabel_metrics(torch.from_numpy(scores), torch.from_numpy(targets))
+    np.testing.assert_array_equal(scores, before[0])
+    np.testing.assert_array_equal(targets, before[1])
+
+
+def test_a_class_without_a_known_positive_has_no_ap() -> None:
+    scores, targets = draw(50, 4)
+    targets[:, 1] = 0
+    targets[:, 2] = -1
+    targets[:, 3] = np.where(targets[:, 3] == 1, -1, 0)
+    assert torch.isnan(average_precision(scores, targets)).tolist() == [False, True, True, True]
+
+
+@pytest.mark.parametrize("decimals", [None, 1])
+def test_ap_is_torchmetrics(decimals: int | None) -> None:
+    scores, targets = draw(300, 6, decimals, unknown=0.2)
+    theirs = multilabel_average_precision(
+        torch.from_numpy(scores),
+        torch.from_numpy(targets).long(),
+        num_labels=6,
+        average=None,
+        ignore_index=-1,
+    )
+    np.testing.assert_allclose(average_precision(scores, targets), theirs, rtol=0, atol=1e-6)
+
+
+def test_ap_on_the_targets_of_coco_is_scikit_learns() -> None:
+    packed = np.load(shared_data() / "labels" / "coco2014_val_targets.npz")["targets_packed"]
+    targets = np.unpackbits(packed, axis=1)[:, :80].astype(np.int8)
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=targets.shape) + 3.0 * targets - 3.0
+    scores = (1 / (1 + np.exp(-logits))).astype(np.float32)
+    assert targets.shape == (40137, 80)
+    np.testing.assert_allclose(
+        average_precision(scores, targets), scikit_learn_ap(scores, targets), rtol=0, atol=1e-6
+    )
+
+
+# multilabel_metrics
+
+
+def test_metrics_of_a_small_table_are_those_computed_by_hand() -> None:
+    scores = np.array([[0.9, 0.8, 0.7, 0.6], [0.2, 0.9, 0.1, 0.3], [0.6, 0.1, 0.4, 0.3]])
+    targets = np.array([[1, 1, 0, 1], [0, 1, 0, 0], [0, 0, 1, 0]])
+    metrics = multilabel_metrics(scores, targets)
+    # Predicted 2, 2, 1, 1; right 1, 2, 0, 1; positive 1, 2, 1, 1.
+    assert metrics["CP"] == pytest.approx(100 * (1 / 2 + 1 + 0 + 1) / 4)
+    assert metrics["CR"] == pytest.approx(100 * (1 + 1 + 0 + 1) / 4)
+    assert metrics["CF1"] == pytest.approx(100 * 2 * 0.625 * 0.75 / (0.625 + 0.75))
+    assert metrics["OP"] == pytest.approx(100 * 4 / 6)
+    assert metrics["OR"] == pytest.approx(100 * 4 / 5)
+    assert metrics["OF1"] == pytest.approx(100 * 8 / 11)
+    assert metrics["AP"] == pytest.approx([100, 100, 50, 100])
+    assert metrics["mAP"] == pytest.approx(87.5)
+    # The fourth label of the first image is not among its three highest.
+    assert metrics["CP_top3"] == pytest.approx(100 * (1 / 2 + 1 + 0 + 0) / 4)
+    assert metrics["CR_top3"] == pytest.approx(100 * (1 + 1 + 0 + 0) / 4)
+    assert metrics["OP_top3"] == pytest.approx(100 * 3 / 5)
+    assert metrics["OR_top3"] == pytest.approx(100 * 3 / 5)
+
+
+@pytest.mark.parametrize("unknown", [0.0, 0.5])
+@pytest.mark.parametrize("decimals", [None, 1])
+@pytest.mark.parametrize(("n", "c"), [(60, 9), (200, 4), (40, 2)])
+@pytest.mark.parametrize("threshold", [0.5, 0.3, 0.0])
+def test_metrics_are_those_of_the_slow_version(
+    n: int, c: int, decimals: int | None, unknown: float, threshold: float
+) -> None:
+    scores, targets = draw(n, c, decimals, unknown)
+    metrics = multilabel_metrics(scores, targets, threshold)
+    assert {name: metrics[name] for name in NAMES} == pytest.approx(
+        slow_metrics(scores, targets, threshold, None)
+    )
+    assert of_top3(metrics) == pytest.approx(slow_metrics(scores, targets, threshold, 3))
+
+
+@pytest.mark.parametrize("unknown", [0.0, 0.3])
+def test_precision_and_recall_are_torchmetrics_and_so_is_overall_f1(unknown: float) -> None:
+    scores, targets = draw(300, 6, unknown=unknown)
+    metrics = multilabel_metrics(scores, targets)
+    pair = torch.from_numpy(scores), torch.from_numpy(targets).long()
+    for name, function in (
+        ("P", multilabel_precision),
+        ("R", multilabel_recall),
+        ("F1", multilabel_f1_score),
+    ):
+        overall = function(*pair, num_labels=6, average="micro", ignore_index=-1)
+        assert metrics[f"O{name}"] == pytest.approx(100 * float(overall), abs=1e-4)
+    for name, function in (("P", multilabel_precision), ("R", multilabel_recall)):
+        of_classes = function(*pair, num_labels=6, average="macro", ignore_index=-1)
+        assert metrics[f"C{name}"] == pytest.approx(100 * float(of_classes), abs=1e-4)
+
+
+def test_cf1_is_the_harmonic_mean_of_cp_and_cr_and_not_the_mean_of_f1s() -> None:
+    scores, targets = draw(300, 6)
+    metrics = multilabel_metrics(scores, targets)
+    cp, cr = metrics["CP"], metrics["CR"]
+    pair = torch.from_numpy(scores), torch.from_numpy(targets).long()
+    mean_of_f1s = 100 * float(multilabel_f1_score(*pair, num_labels=6, average="macro"))
+    assert metrics["CF1"] == pytest.approx(2 * cp * cr / (cp + cr))
+    assert abs(metrics["CF1"] - mean_of_f1s) > 0.01
+
+
+def test_a_score_equal_to_the_threshold_predicts_nothing() -> None:
+    metrics = multilabel_metrics(np.array([[0.5], [0.75]]), np.array([[1], [1]]))
+    assert metrics["OR"] == 50
+    at_a_tenth = np.array([[0.1], [0.75]], dtype=np.float32)
+    assert multilabel_metrics(at_a_tenth, np.array([[1], [1]]), threshold=0.1)["OR"] == 50
+    assert multilabel_metrics(at_a_tenth, np.array([[1], [1]]), threshold=[0.1])["OR"] == 50
+
+
+def test_each_class_may_have_its_own_threshold() -> None:
+    scores, targets = np.array([[0.4, 0.4], [0.2, 0.2]]), np.array([[1, 1], [1, 1]])
+    assert multilabel_metrics(scores, targets, threshold=[0.3, 0.1])["OR"] == 75
+    assert multilabel_metrics(scores, targets, threshold=torch.tensor([0.1, 0.5]))["OR"] == 50
+
+
+def test_a_class_that_is_never_predicted_has_precision_0_in_cp() -> None:
+    scores, targets = np.array([[0.9, 0.1], [0.8, 0.2]]), np.array([[1, 1], [1, 0]])
+    metrics = multilabel_metrics(scores, targets)
+    assert metrics["CP"] == 50
+    assert metrics["OP"] == 100
+
+
+def test_no_prediction_at_all_is_0_everywhere_but_in_map() -> None:
+    metrics = multilabel_metrics(np.array([[0.1, 0.2]]), np.array([[1, 1]]))
+    assert [metrics[name] for name in NAMES] == [0] * 6
+    assert metrics["mAP"] == 100
+
+
+def test_top_3_takes_the_three_highest_that_are_above_the_threshold() -> None:
+    scores, targets = np.array([[0.9, 0.8, 0.4, 0.3]]), np.array([[1, 0, 1, 1]])
+    assert multilabel_metrics(scores, targets)["OP_top3"] == 50
+    metrics = multilabel_metrics(scores, targets, threshold=0)
+    assert metrics["OP_top3"] == pytest.approx(100 * 2 / 3)
+    assert metrics["OR_top3"] == pytest.approx(100 * 2 / 3)
+
+
+def test_ties_at_the_third_place_go_to_the_first_class() -> None:
+    scores, targets = np.full((2, 5), 0.75), np.array([[1, 1, 1, 0, 0], [0, 0, 1, 1, 1]])
+    metrics = multilabel_metrics(scores, targets)
+    assert metrics["OP_top3"] == pytest.approx(100 * 4 / 6)
+
+
+def test_the_three_highest_are_sought_among_the_known_labels() -> None:
+    scores, targets = np.array([[0.9, 0.8, 0.7, 0.6]]), np.array([[-1, 1, 0, 1]])
+    metrics = multilabel_metrics(scores, targets)
+    assert metrics["OP_top3"] == pytest.approx(100 * 2 / 3)
+    assert metrics["OR_top3"] == 100
+
+
+def test_images_with_fewer_than_three_known_labels_have_all_of_them() -> None:
+    scores, targets = (
+        np.array([[0.9, 0.8, 0.7, 0.6], [0.9, 0.8, 0.7, 0.6]]),
+        np.array([[-1, -1, 1, 0], [-1] * 4]),
+    )
+    metrics = multilabel_metrics(scores, targets)
+    assert metrics["OP_top3"] == 50
+    assert metrics["OR_top3"] == 100
+
+
+def test_with_no_more_classes_than_k_top_k_changes_nothing() -> None:
+    metrics = multilabel_metrics(*draw(100, 3))
+    assert of_top3(metrics) == {name: metrics[name] for name in NAMES}
+
+
+def test_keys_are_named_after_top_k() -> None:
+    keys = list(multilabel_metrics(*draw(20, 6), top_k=5))
+    top = [f"{name}_top5" for name in NAMES]
+    assert keys == ["mAP", *NAMES, *top, "AP", "classes_without_positives"]
+
+
+def test_classes_without_positives_are_reported_and_left_out_of_the_means() -> None:
+    scores, targets = draw(100, 5)
+    targets[:, 1] = 0
+    targets[:, 4] = -1
+    metrics = multilabel_metrics(scores, targets, class_names=["ant", "bee", "cat", "dog", "emu"])
+    others = multilabel_metrics(scores[:, [0, 2, 3]], targets[:, [0, 2, 3]])
+    assert metrics["classes_without_positives"] == ["bee", "emu"]
+    assert multilabel_metrics(scores, targets)["classes_without_positives"] == [1, 4]
+    assert [metrics["AP"][c] for c in (1, 4)] == [None, None]
+    assert [metrics[name] for name in ("mAP", "CP", "CR", "CF1", "OR")] == pytest.approx(
+        [others[name] for name in ("mAP", "CP", "CR", "CF1", "OR")]
+    )
+    assert metrics["OP"] < others["OP"]  # what was wrongly predicted of "bee" still counts overall
+
+
+def test_without_any_positive_every_value_is_none() -> None:
+    metrics = multilabel_metrics(np.array([[0.9, 0.1]]), np.array([[0, -1]]))
+    assert metrics["mAP"] is None
+    assert metrics["AP"] == [None, None]
+    assert [metrics[name] for name in NAMES] == [None] * 6
+    assert list(of_top3(metrics).values()) == [None] * 6
+
+
+def test_metrics_come_back_from_json_as_they_were() -> None:
+    scores, targets = draw(50, 4)
+    targets[:, 2] = 0
+    metrics = multilabel_metrics(torch.from_numpy(scores).half(), targets, class_names=["a", "b", "c", "d"])
+    assert json.loads(json.dumps(metrics, allow_nan=False)) == metrics
+
+
+def test_tensors_with_gradients_are_taken() -> None:
+    scores, targets = draw(20, 3)
+    tracked = torch.from_numpy(scores).requires_grad_()
+    assert multilabel_metrics(tracked, torch.from_numpy(targets)) == multilabel_metrics(scores, targets)
+
+
+def test_the_example_in_the_docstring_runs() -> None:
+    result = doctest.testmod(coterie.metrics)
+    assert result.attempted > 0
+    assert result.failed == 0
+
+
+# messages
+
+
+def test_shapes_that_do_not_fit_are_named() -> None:
+    with pytest.raises(DataError, match=r"scores \[4, 3\] and targets \[4, 2\] must both be \[N, C\]"):
+        average_precision(np.zeros((4, 3)), np.zeros((4, 2)))
+    with pytest.raises(DataError, match=r"scores \[4\] and targets \[4\] must both be \[N, C\]"):
+        average_precision(np.zeros(4), np.zeros(4))
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (3, 0)])
+def test_nothing_to_measure_is_an_error(shape: tuple[int, int]) -> None:
+    with pytest.raises(DataError, match="there is nothing to measure"):
+        average_precision(np.zeros(shape), np.zeros(shape))
+
+
+def test_scores_that_are_no_floats_are_refused() -> None:
+    with pytest.raises(DataError, match="scores are int64; give floats"):
+        average_precision(np.zeros((2, 2), dtype=np.int64), np.zeros((2, 2)))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_score_that_is_not_finite_is_named_with_its_row_and_class(value: float) -> None:
+    scores, targets = draw(5, 3)
+    scores[3, 1] = value
+    with pytest.raises(DataError, match=f"score in row 3, class 1 is {value}; scores must be finite"):
+        average_precision(scores, targets)
+    with pytest.raises(DataError, match=f"score in row 3, class 'dog' is {value}; scores must be finite"):
+        multilabel_metrics(scores, targets, class_names=["cat", "dog", "emu"])
+
+
+@pytest.mark.parametrize("value", [2, -2, 0.5, np.nan])
+def test_a_target_other_than_1_0_or_unknown_is_named(value: float) -> None:
+    scores, targets = draw(5, 3)
+    wrong = targets.astype(np.float64)
+    wrong[2, 0] = value
+    with pytest.raises(DataError, match=rf"target in row 2, class 0 is {float(value)}; give 1 \(present\)"):
+        average_precision(scores, torch.from_numpy(wrong))
+
+
+def test_an_unknown_target_stored_without_a_sign_is_refused() -> None:
+    with pytest.raises(DataError, match="target in row 0, class 0 is 255"):
+        average_precision(np.array([[0.5]]), np.array([[-1]]).astype(np.uint8))
+
+
+@pytest.mark.parametrize("value", [3.25, -0.5])
+def test_logits_in_place_of_probabilities_are_told_to_take_a_sigmoid(value: float) -> None:
+    scores, targets = draw(5, 3)
+    scores[1, 2] = value
+    with pytest.raises(DataError, match=rf"row 1, class 2 is {value}; .* in 0\.\.1: apply a sigmoid"):
+        multilabel_metrics(scores, targets)
+
+
+def test_class_names_must_fit_the_classes() -> None:
+    with pytest.raises(DataError, match="2 class names do not fit scores of 3 classes"):
+        multilabel_metrics(*draw(5, 3), class_names=["cat", "dog"])
+
+
+def test_settings_that_make_no_sense_are_refused() -> None:
+    with pytest.raises(ConfigError, match="top_k is 0; it must be 1 or more"):
+        multilabel_metrics(*draw(5, 3), top_k=0)
+    with pytest.raises(ConfigError, match=r"threshold is 50; it must lie within 0\.\.1"):
+        multilabel_metrics(*draw(5, 3), threshold=50)
+    with pytest.raises(ConfigError, match=r"thresholds \[2\] must be one number or \[3\]"):
+        multilabel_metrics(*draw(5, 3), threshold=[0.5, 0.5])
