@@ -1,7 +1,7 @@
 """Classification and distillation losses for multi-label logits, all in float32 and computed from logits.
 
-Every loss takes logits [B, C], sums over labels and averages over images, so that the learning rate that suits
-it does not depend on the batch size. An unknown target (-1) adds nothing.
+Every loss takes logits [B, C], sums over labels and averages over images, so that the learning rate that
+suits it does not depend on the batch size. An unknown target (-1) adds nothing.
 """
 
 from __future__ import annotations

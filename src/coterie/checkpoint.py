@@ -1,0 +1,170 @@
+"""A checkpoint explains itself: weights as safetensors, and beside them all that is needed to use them, as
+JSON.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import nn
+
+from coterie.config import ModelConfig
+from coterie.data.transforms import Preprocessing
+from coterie.errors import CheckpointError, shortened
+from coterie.files import atomic_write
+from coterie.models.factory import ModelBuilder, ModelFactory
+
+SCHEMA_VERSION = 1
+WEIGHTS_FILE = "model.safetensors"
+INFO_FILE = "checkpoint.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What is known about trained weights; `weights_sha256` is of the file beside it."""
+
+    name: str
+    class_names: tuple[str, ...]
+    architecture: dict[str, Any]
+    preprocessing: Preprocessing
+    threshold: float
+    metrics: dict[str, Any]
+    config: dict[str, Any]
+    weights_sha256: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+def describe_architecture(factory: ModelFactory) -> dict[str, Any]:
+    """What `load_model` needs to build the model again. A user's own model is named, never imported by
+    itself.
+    """
+    settings = factory.settings
+    if factory.builder is not None:
+        function = factory.builder
+        name = f"{getattr(function, '__module__', '')}:{getattr(function, '__qualname__', repr(function))}"
+        return {"kind": "own", "builder": settings.name if ":" in settings.name else name}
+    return {
+        "kind": "coterie",
+        "name": settings.name,
+        "image_size": settings.image_size,
+        "drop_rate": settings.drop_rate,
+        "options": settings.options,
+    }
+
+
+def save_checkpoint(folder: Path, model: nn.Module, checkpoint: Checkpoint) -> Checkpoint:
+    """Write both files, weights first, each in one step; the checkpoint as written, with hash and versions.
+    """
+    tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in model.state_dict().items()}
+    weights = save(tensors)
+    written = Checkpoint(
+        **{
+            key: value for key, value in vars(checkpoint).items() if key not in ("weights_sha256", "versions")
+        },
+        weights_sha256=hashlib.sha256(weights).hexdigest(),
+        versions={
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("torch", "torchvision", "timm") if _is_installed(name)},
+        },
+    )
+    atomic_write(folder / WEIGHTS_FILE, weights)
+    atomic_write(
+        folder / INFO_FILE, json.dumps({"schema_version": SCHEMA_VERSION, **asdict(written)}, indent=1)
+    )
+    return written
+
+
+def read_checkpoint(folder: Path) -> Checkpoint:
+    """What `folder` says of its weights; CheckpointError where it is none, or from another schema."""
+    path = folder / INFO_FILE
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"there is no checkpoint at {folder}: {INFO_FILE} is not there") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"checkpoint {path} cannot be read: {error}") from None
+    found = content.pop("schema_version", None) if isinstance(content, dict) else None
+    if found != SCHEMA_VERSION:
+        raise CheckpointError(
+            f"checkpoint {path} has schema version {found}; this version reads {SCHEMA_VERSION}"
+        )
+    try:
+        preprocessing = content.pop("preprocessing")
+        size, mean, std = (preprocessing[key] for key in ("image_size", "mean", "std"))
+        return Checkpoint(
+            **content | {"class_names": tuple(content["class_names"])},
+            preprocessing=Preprocessing(int(size), tuple(mean), tuple(std)),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"checkpoint {path} is damaged: {error}") from None
+
+
+def load_model(folder: Path, builder: ModelBuilder | None = None) -> tuple[nn.Module, Checkpoint]:
+    """The model in `folder`, in evaluation mode, and its description.
+
+    `builder` is needed for a user's own model, as loading runs no code that a file names. Raises
+    CheckpointError where files are missing, damaged, or do not fit the model key by key.
+    """
+    checkpoint = read_checkpoint(folder)
+    path = folder / WEIGHTS_FILE
+    try:
+        weights = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"weights {path} cannot be read: {error.strerror}") from None
+    if hashlib.sha256(weights).hexdigest() != checkpoint.weights_sha256:
+        raise CheckpointError(f"weights {path} are damaged: their hash is not the one in {INFO_FILE}")
+    model = _build(checkpoint, folder, builder)
+    try:
+        tensors = load(weights)
+    except SafetensorError as error:
+        raise CheckpointError(f"weights {path} cannot be read: {error}") from None
+    own = model.state_dict()
+    wrong = [key for key in own.keys() | tensors.keys() if _shape(own, key) != _shape(tensors, key)]
+    if wrong:
+        raise CheckpointError(
+            f"weights {path} do not fit the model: {len(wrong)} tensors differ, {shortened(sorted(wrong))}"
+        )
+    model.load_state_dict(tensors)
+    return model.eval(), checkpoint
+
+
+def _build(checkpoint: Checkpoint, folder: Path, builder: ModelBuilder | None) -> nn.Module:
+    architecture = checkpoint.architecture
+    if architecture.get("kind") == "own":
+        if builder is None:
+            raise CheckpointError(
+                f"checkpoint {folder} is of your own model {architecture.get('builder')}, and loading runs no "
+                "code by itself: give the builder, in Python as model=BUILDER, on the command line as "
+                "--model module:function"
+            )
+        settings = ModelConfig()
+    else:
+        builder = None
+        settings = ModelConfig(**{key: value for key, value in architecture.items() if key != "kind"})
+        if ":" in settings.name:
+            raise CheckpointError(
+                f"checkpoint {folder} names the model '{settings.name}', which is not a plain name"
+            )
+    return ModelFactory(settings, builder).build(checkpoint.class_names)
+
+
+def _shape(tensors: Mapping[str, torch.Tensor], key: str) -> tuple[int, ...] | None:
+    return tuple(tensors[key].shape) if key in tensors else None
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        version(name)
+    except ModuleNotFoundError:
+        return False
+    return True

@@ -1,0 +1,90 @@
+"""Models measured side by side on the splits of a dataset, and the table that shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lightning_fabric import Fabric
+from rich.table import Table
+from torch import nn
+
+from coterie.data.loading import ResizedImages, plain_batches
+from coterie.metrics import multilabel_metrics
+from coterie.trainer import predict_logits
+
+SHOWN = ("mAP", "CF1", "OF1")
+EVALUATION_BATCH = 64
+
+# {split: {model: {metric: percent}}}
+Results = dict[str, dict[str, dict[str, Any]]]
+
+
+def evaluate_models(
+    models: Mapping[str, nn.Module],
+    images: ResizedImages,
+    splits: Sequence[str],
+    fabric: Fabric,
+    *,
+    threshold: float = 0.5,
+    workers: int = 0,
+) -> Results:
+    """The metrics of every model (images -> logits [B, C]) on every split; each image counts once."""
+    dataset = images.dataset
+    results: Results = {}
+    for split in splits:
+        batches = plain_batches(images, dataset.indices(split), EVALUATION_BATCH, workers)
+        results[split] = {}
+        for name, model in models.items():
+            logits, targets = predict_logits(model.to(fabric.device), batches, images.preprocessing, fabric)
+            results[split][name] = multilabel_metrics(
+                logits.sigmoid(), targets, threshold, class_names=dataset.class_names
+            )
+    return results
+
+
+def evaluation_splits(names: Sequence[str]) -> list[str]:
+    """Of the splits there are, those that a run is measured on: "val" and all that start with "test"."""
+    return [name for name in names if name == "val"] + sorted(
+        name for name in names if name.startswith("test")
+    )
+
+
+def results_table(results: Results, title: str = "") -> Table:
+    """A column for each model, a row for mAP, CF1 and OF1 of each split; last the student less the baseline."""
+    models = list(next(iter(results.values())))
+    compared = {"student", "baseline"} <= set(models)
+    table = Table(title=title or None, title_justify="left")
+    table.add_column("", no_wrap=True)
+    for model in models:
+        table.add_column(model.replace(" ", "\n"), justify="right", style="bold" if model == "student" else None)
+    if compared:
+        table.add_column("student -\nbaseline", justify="right")
+    for split, by_model in results.items():
+        table.add_section()
+        for metric in SHOWN:
+            cells = [_percent(by_model[model][metric]) for model in models]
+            if compared:
+                cells.append(_difference(by_model["student"][metric], by_model["baseline"][metric]))
+            table.add_row(f"{split} {metric}", *cells)
+    return table
+
+
+def left_out_notes(results: Results) -> list[str]:
+    """A line for each split with classes that have no positives there, which the means leave out."""
+    notes = []
+    for split, by_model in results.items():
+        absent = next(iter(by_model.values()))["classes_without_positives"]
+        if absent:
+            notes.append(
+                f"{split}: {len(absent)} classes without positives are left out of mAP: {', '.join(absent)}"
+            )
+    return notes
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _difference(new: float | None, old: float | None) -> str:
+    return "-" if new is None or old is None else f"{new - old:+.2f}"

@@ -1,0 +1,174 @@
+"""From settings to models: one architecture, built anew for each set of classes."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import timm
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import nn
+
+from coterie.config import ModelConfig
+from coterie.data.transforms import Preprocessing
+from coterie.errors import CheckpointError, ConfigError, did_you_mean
+from coterie.models.classifier import Classifier
+from coterie.models.squeezenet import NUM_FEATURES as SQUEEZENET_FEATURES
+from coterie.models.squeezenet import SqueezeNetBackbone
+from coterie.models.weights import LoadReport, load_backbone_weights
+from coterie.seeding import seeded
+
+# A user's own model: takes `num_classes`, and `class_names` if it has such a parameter.
+ModelBuilder = Callable[..., nn.Module]
+
+SQUEEZENET_NAMES = ("squeezenet", "squeezenet1_1")
+DEFAULT_IMAGE_SIZE = 224
+
+
+@dataclass(frozen=True)
+class ModelFactory:
+    """Builds one architecture for any classes: baseline, teachers and student differ in the head alone."""
+
+    settings: ModelConfig
+    builder: ModelBuilder | None = field(default=None)
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """Image size and normalisation: the settings' where given, else the model's own."""
+        own = _own_preprocessing(self.settings.name) if self.builder is None else _imagenet_preprocessing()
+        return Preprocessing(
+            image_size=self.settings.image_size or own.image_size,
+            mean=self.settings.mean or own.mean,
+            std=self.settings.std or own.std,
+        )
+
+    def build(self, class_names: Sequence[str], seed: int = 0) -> nn.Module:
+        """A new model with one logit for each class; its random weights depend on `seed` alone."""
+        with seeded(seed, "weights"):
+            if self.builder is not None:
+                return _build_own(self.builder, class_names)
+            backbone, num_features = self._backbone()
+            model = Classifier(backbone, num_features, len(class_names), self.settings.drop_rate)
+        if self.settings.weights is not None:
+            self.load_weights(model)
+        return model
+
+    def load_weights(self, model: nn.Module) -> LoadReport:
+        """Put the file `model.weights` into the backbone; CheckpointError where it is of another."""
+        if self.settings.weights is None or not isinstance(model, Classifier):
+            raise ConfigError(
+                "model.weights works with the models that coterie builds; load yours in its builder"
+            )
+        return load_backbone_weights(
+            model.backbone, self.settings.weights, _classifier_of(self.settings.name)
+        )
+
+    def _backbone(self) -> tuple[nn.Module, int]:
+        settings = self.settings
+        if settings.name in SQUEEZENET_NAMES:
+            return _downloading(
+                settings, lambda: SqueezeNetBackbone(settings.pretrained)
+            ), SQUEEZENET_FEATURES
+        check_timm_name(settings.name)
+        options = dict(settings.options)
+        config = timm.get_pretrained_cfg(settings.name, allow_unregistered=True)
+        if settings.image_size and config is not None and config.fixed_input_size:
+            options.setdefault("img_size", settings.image_size)
+        try:
+            backbone = _downloading(
+                settings,
+                lambda: timm.create_model(settings.name, settings.pretrained, num_classes=0, **options),
+            )
+        except TypeError as error:
+            raise ConfigError(f"model.options do not fit {settings.name}: {error}") from None
+        num_features: Any = getattr(backbone, "head_hidden_size", None) or backbone.num_features
+        return backbone, int(num_features)
+
+
+def make_factory(settings: ModelConfig, builder: ModelBuilder | None = None) -> ModelFactory:
+    """The factory for the settings; a `module:function` name is imported here, and must be callable."""
+    if builder is None and ":" in settings.name:
+        builder = import_builder(settings.name)
+    if builder is not None and (settings.weights or settings.pretrained):
+        raise ConfigError(
+            "model.weights and model.pretrained do not reach your own model; load weights in its builder"
+        )
+    return ModelFactory(settings, builder)
+
+
+def import_builder(name: str) -> ModelBuilder:
+    """The function `module:function`, looked for in the current folder too."""
+    module_name, _, function_name = name.partition(":")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ConfigError(f"model.name={name}: module '{module_name}' cannot be imported: {error}") from None
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        names = [key for key, value in vars(module).items() if callable(value)]
+        hint = did_you_mean(function_name, names)
+        raise ConfigError(f"model.name={name}: '{module_name}' has no function '{function_name}'{hint}")
+    return function  # type: ignore[no-any-return]
+
+
+def check_timm_name(name: str) -> None:
+    """ConfigError with the nearest right name where timm has no such model."""
+    architecture = name.split(".")[0]
+    if not timm.is_model(architecture):
+        hint = did_you_mean(architecture, [*timm.list_models(), *SQUEEZENET_NAMES])
+        raise ConfigError(f"model.name={name}: there is no such model in timm{hint}")
+
+
+def _build_own(builder: ModelBuilder, class_names: Sequence[str]) -> nn.Module:
+    arguments: dict[str, Any] = {"num_classes": len(class_names)}
+    if "class_names" in inspect.signature(builder).parameters:
+        arguments["class_names"] = tuple(class_names)
+    model = builder(**arguments)
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"the model builder must return a torch.nn.Module, got {type(model).__name__}")
+    return model
+
+
+def _own_preprocessing(name: str) -> Preprocessing:
+    if name in SQUEEZENET_NAMES:
+        return _imagenet_preprocessing()
+    check_timm_name(name)
+    config = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    if config is None:
+        return _imagenet_preprocessing()
+    (r, g, b), (r_std, g_std, b_std) = config.mean, config.std
+    return Preprocessing(config.input_size[-1], (r, g, b), (r_std, g_std, b_std))
+
+
+def _imagenet_preprocessing() -> Preprocessing:
+    return Preprocessing(DEFAULT_IMAGE_SIZE, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+
+
+def _classifier_of(name: str) -> tuple[str, ...]:
+    if name in SQUEEZENET_NAMES:
+        return ("classifier",)
+    config = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    names = config.classifier if config is not None else None
+    return () if names is None else (names,) if isinstance(names, str) else tuple(names)
+
+
+def _downloading(settings: ModelConfig, build: Callable[[], nn.Module]) -> nn.Module:
+    """`build()`, with a failure to get pretrained weights told as one."""
+    try:
+        return build()
+    except (OSError, RuntimeError) as error:
+        if not settings.pretrained:
+            raise
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(
+            f"the pretrained weights of {settings.name} cannot be had: {reason}. "
+            "Check the network, or give a file with model.weights=FILE"
+        ) from None

@@ -1,0 +1,107 @@
+"""Backbone weights from a file: every key is accounted for, and a file of another architecture is refused."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from coterie.errors import CheckpointError, shortened
+
+# What training scripts and wrappers put before the names of a model.
+WRAPPERS = ("_orig_mod.", "module.", "model.", "backbone.", "encoder.")
+# Where files keep the state dict, when it is not at the top.
+CONTAINERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model")
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """Which keys of a weights file went into the backbone, and which belong to the file's own classifier."""
+
+    path: Path
+    loaded: int
+    left_out: tuple[str, ...]
+
+    def __str__(self) -> str:
+        rest = (
+            f"; left out, as they are of its own classifier: {shortened(self.left_out)}"
+            if self.left_out
+            else ""
+        )
+        return f"{self.path.name}: all {self.loaded} tensors of the backbone loaded{rest}"
+
+
+def load_backbone_weights(backbone: nn.Module, path: Path, classifier: tuple[str, ...] = ()) -> LoadReport:
+    """Load a state dict or safetensors file into `backbone`, whole.
+
+    `classifier`: prefixes of the keys in such files that belong to their own head, and are left out.
+    Raises CheckpointError where a tensor is missing or has another shape, or the file has others.
+    """
+    wanted = backbone.state_dict()
+    given = _without_wrappers(read_state_dict(path), wanted)
+    # A file from a version of torch or a converter that does not write this counter is whole all the same.
+    missing = [key for key in wanted if key not in given and not key.endswith("num_batches_tracked")]
+    shapes = [
+        f"{key} is {list(given[key].shape)} in the file and {list(wanted[key].shape)} in the model"
+        for key in wanted
+        if key in given and given[key].shape != wanted[key].shape
+    ]
+    others = [key for key in given if key not in wanted]
+    left_out = tuple(key for key in others if key.startswith(tuple(f"{prefix}." for prefix in classifier)))
+    unexpected = [key for key in others if key not in left_out]
+    problems = [
+        f"{len(missing)} tensors are missing from it ({shortened(missing)})" if missing else "",
+        f"{len(shapes)} have another shape ({'; '.join(shapes[:2])})" if shapes else "",
+        f"{len(unexpected)} are of no part of the model ({shortened(unexpected)})" if unexpected else "",
+    ]
+    if any(problems):
+        raise CheckpointError(
+            f"weights file {path} is not of this backbone: of its {len(wanted)} tensors "
+            f"{'; '.join(problem for problem in problems if problem)}. Choose the "
+            "model.name that the file was made for, or another file"
+        )
+    found = {key: tensor for key, tensor in given.items() if key in wanted}
+    backbone.load_state_dict(found, strict=False)
+    return LoadReport(path, len(found), left_out)
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file or of a state dict saved by torch; no code in it is run."""
+    if not path.is_file():
+        raise CheckpointError(f"weights file {path} is not there")
+    try:
+        if path.suffix == ".safetensors":
+            return dict(load_file(path))
+        return _state_dict_in(torch.load(path, map_location="cpu", weights_only=True), path)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"weights file {path} cannot be read: {reason}") from None
+
+
+def _state_dict_in(content: Any, path: Path) -> dict[str, Tensor]:
+    for key in CONTAINERS:
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if isinstance(content, Mapping):
+        tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+        if tensors:
+            return tensors
+    raise CheckpointError(f"weights file {path} holds no state dict")
+
+
+def _without_wrappers(given: dict[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Strip wrappers' prefixes as long as that finds more of the backbone's keys."""
+    best = given
+    for _ in range(3):
+        for prefix in WRAPPERS:
+            stripped = {key.removeprefix(prefix): tensor for key, tensor in best.items()}
+            if len(stripped) == len(best) and len(stripped.keys() & wanted) > len(best.keys() & wanted):
+                best = stripped
+    return best

@@ -1,0 +1,149 @@
+"""A trained classifier at work: from pictures to labels with scores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from coterie.checkpoint import INFO_FILE, Checkpoint, load_model
+from coterie.data.dataset import UnreadableImage, open_image
+from coterie.data.transforms import to_pixels
+from coterie.errors import CheckpointError, DataError
+from coterie.models.factory import ModelBuilder
+
+Picture = str | Path | Image.Image | npt.NDArray[np.uint8]
+IMAGE_SUFFIXES = frozenset(Image.registered_extensions())
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The scores in 0..1 of one picture, in class order; `labels` are those above the threshold, best first.
+
+    `error` says why a picture could not be read; it has no scores then.
+    """
+
+    image: str
+    scores: dict[str, float]
+    labels: tuple[str, ...]
+    error: str | None = None
+
+
+class Predictor:
+    """A model in evaluation mode with the preprocessing, classes and threshold it was trained with."""
+
+    def __init__(self, model: nn.Module, checkpoint: Checkpoint, device: str | torch.device = "cpu") -> None:
+        self.model = model.eval().to(device)
+        self.checkpoint = checkpoint
+        self.device = torch.device(device)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.checkpoint.class_names
+
+    @torch.no_grad()
+    def scores(self, pictures: Sequence[Picture], batch_size: int = 32) -> npt.NDArray[np.float32]:
+        """Scores [N, C] in 0..1 of paths, PIL images or uint8 arrays [H, W, 3]; DataError for an unreadable
+        one.
+        """
+        pixels = [self._pixels(picture) for picture in pictures]
+        parts = [
+            self._forward(torch.stack(pixels[i : i + batch_size])) for i in range(0, len(pixels), batch_size)
+        ]
+        return np.concatenate(parts) if parts else np.empty((0, len(self.class_names)), np.float32)
+
+    def predict(
+        self, pictures: Iterable[Picture], *, threshold: float | None = None, batch_size: int = 32
+    ) -> list[Prediction]:
+        """A prediction for each picture; DataError for one that cannot be read."""
+        predictions = []
+        for prediction in self.stream(pictures, threshold=threshold, batch_size=batch_size):
+            if prediction.error is not None:
+                raise DataError(f"image {prediction.image} cannot be read: {prediction.error}")
+            predictions.append(prediction)
+        return predictions
+
+    def stream(
+        self, pictures: Iterable[Picture], *, threshold: float | None = None, batch_size: int = 32
+    ) -> Iterator[Prediction]:
+        """Predictions one by one, in the order of the pictures, in the memory of one batch.
+
+        A picture that cannot be read gives a prediction with its `error`.
+        """
+        threshold = self.checkpoint.threshold if threshold is None else threshold
+        numbered = enumerate(pictures)
+        while batch := list(islice(numbered, batch_size)):
+            yield from self._predict_batch(batch, threshold)
+
+    def _predict_batch(self, batch: list[tuple[int, Picture]], threshold: float) -> list[Prediction]:
+        names = [str(p) if isinstance(p, str | Path) else f"image {number}" for number, p in batch]
+        pixels: list[Tensor] = []
+        errors: dict[int, str] = {}
+        for position, (_, picture) in enumerate(batch):
+            try:
+                pixels.append(self._pixels(picture))
+            except UnreadableImage as error:
+                errors[position] = error.reason
+        rows = iter(self._forward(torch.stack(pixels)) if pixels else ())
+        return [
+            Prediction(name, {}, (), errors[position])
+            if position in errors
+            else self._prediction(name, next(rows), threshold)
+            for position, name in enumerate(names)
+        ]
+
+    def _prediction(self, name: str, row: npt.NDArray[np.float32], threshold: float) -> Prediction:
+        scores = {label: float(score) for label, score in zip(self.class_names, row, strict=True)}
+        best_first = sorted(scores, key=lambda label: -scores[label])
+        return Prediction(name, scores, tuple(label for label in best_first if scores[label] > threshold))
+
+    def _pixels(self, picture: Picture) -> Tensor:
+        if isinstance(picture, str | Path):
+            picture = open_image(Path(picture))
+        elif isinstance(picture, np.ndarray):
+            if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
+                raise DataError(
+                    f"an array must be uint8 [H, W, 3] (RGB), got {picture.dtype} {list(picture.shape)}"
+                )
+            picture = Image.fromarray(picture)
+        return to_pixels(self.checkpoint.preprocessing.resize(picture.convert("RGB")))
+
+    @torch.no_grad()
+    def _forward(self, pixels: Tensor) -> npt.NDArray[np.float32]:
+        images = self.checkpoint.preprocessing.normalize(pixels.to(self.device))
+        scores: npt.NDArray[np.float32] = self.model(images).float().sigmoid().cpu().numpy()
+        return scores
+
+
+def load_classifier(
+    path: str | Path, model: ModelBuilder | None = None, device: str | torch.device = "cpu"
+) -> Predictor:
+    """The classifier in a checkpoint folder, or the student of a run folder.
+
+    `model`: the builder, for a model of your own. No code named in the files is run. Raises CheckpointError
+    where there is no checkpoint, or it is damaged.
+    """
+    folder = Path(path)
+    if not (folder / INFO_FILE).exists() and (folder / "student" / INFO_FILE).exists():
+        folder = folder / "student"
+    if not folder.is_dir():
+        raise CheckpointError(f"there is no checkpoint or run at {folder}")
+    return Predictor(*load_model(folder, model), device=device)
+
+
+def find_images(paths: Iterable[str | Path]) -> Iterator[Path]:
+    """Files as given, and the pictures below folders, by name; DataError for a path that is not there."""
+    for path in map(Path, paths):
+        if path.is_dir():
+            yield from sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+        elif path.exists():
+            yield path
+        else:
+            raise DataError(f"there is no picture or folder {path}")

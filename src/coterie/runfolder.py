@@ -1,0 +1,173 @@
+"""The folder of a run: its config, what was trained in it and from what, and a lock against a second run."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from coterie.checkpoint import INFO_FILE, WEIGHTS_FILE, read_checkpoint
+from coterie.config import Config, changed_settings, read_config
+from coterie.errors import CheckpointError, RunError
+from coterie.files import atomic_write
+
+SCHEMA_VERSION = 1
+CONFIG_FILE = "config.yaml"
+MANIFEST_FILE = "manifest.json"
+METRICS_FILE = "metrics.json"
+# Settings that change where and how fast a run goes, not what comes out of it. The data themselves are
+# compared by their fingerprint, wherever they lie.
+INDIFFERENT = ("out", "device", "data.source", "data.image_root", "data.workers", "data.cache_gb")
+
+
+@dataclass(frozen=True)
+class Training:
+    """One entry of the manifest. `key` is a hash of all that the training depends on."""
+
+    name: str
+    class_names: tuple[str, ...]
+    branch: str | None = None
+    index: int | None = None
+    state: Literal["pending", "done"] = "pending"
+    key: str = ""
+    weights_sha256: str = ""
+    best_epoch: int = 0
+    val_map: float | None = None
+    seconds: float = 0.0
+
+
+class RunFolder:
+    """Reads and writes the files of a run; every write is one step, so that a kill leaves the old or the
+    new.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder; RunError where another process holds it. The lock ends with the process."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = (self.path / ".lock").open("w")
+        except OSError as error:
+            raise RunError(
+                f"run folder {self.path} cannot be written: {error.strerror}; choose another with out=…"
+            ) from None
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise RunError(
+                    f"another process works in {self.path}; wait for it, or choose another with out=…"
+                ) from None
+            yield
+
+    def check_config(self, config: Config, fingerprint: str, update: bool = False) -> None:
+        """RunError where the folder is of another config or other data, unless `update`."""
+        if not (self.path / CONFIG_FILE).exists():
+            strangers = [entry.name for entry in self.path.iterdir() if not entry.name.startswith(".")]
+            if strangers:
+                raise RunError(
+                    f"{self.path} holds other files ({strangers[0]}) and no run; choose another with out=…"
+                )
+            return
+        changes = [
+            change
+            for change in changed_settings(read_config(self.path / CONFIG_FILE), config)
+            if not change.startswith(tuple(f"{name}:" for name in INDIFFERENT))
+        ]
+        before = self.manifest().get("fingerprint")
+        if before is not None and before != fingerprint:
+            changes.append("the images, labels or splits are others")
+        if changes and not update:
+            shown = "\n  ".join(changes[:8])
+            raise RunError(
+                f"{self.path} is a run of other settings:\n  {shown}\nUse the same settings to go on with it, "
+                "another folder (out=…) for a new run, or --update to train anew only what the change touches"
+            )
+
+    def save_config(self, config: Config) -> None:
+        atomic_write(self.path / CONFIG_FILE, config.to_yaml())
+
+    def manifest(self) -> dict[str, Any]:
+        """The manifest as it stands, {} where there is none yet; RunError where it is damaged."""
+        path = self.path / MANIFEST_FILE
+        if not path.exists():
+            return {}
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise RunError(f"{path} cannot be read: {error}") from None
+        if not isinstance(content, dict) or content.get("schema_version") != SCHEMA_VERSION:
+            raise RunError(f"{path} is not a manifest of this version (schema {SCHEMA_VERSION})")
+        return content
+
+    def trainings(self) -> list[Training]:
+        """The trainings of the manifest, in the order of the run."""
+        try:
+            return [
+                Training(**entry | {"class_names": tuple(entry["class_names"])})
+                for entry in self.manifest().get("trainings", [])
+            ]
+        except (KeyError, TypeError) as error:
+            raise RunError(f"{self.path / MANIFEST_FILE} is damaged: {error}") from None
+
+    def write_manifest(self, fingerprint: str, trainings: list[Training]) -> None:
+        content = {
+            "schema_version": SCHEMA_VERSION,
+            "fingerprint": fingerprint,
+            "trainings": [asdict(training) for training in trainings],
+        }
+        atomic_write(self.path / MANIFEST_FILE, json.dumps(content, indent=1, ensure_ascii=False))
+
+    def record(self, training: Training) -> None:
+        """Put `training` into the manifest, in the place of the one of that name."""
+        content = self.manifest()
+        entries = [training if old.name == training.name else old for old in self.trainings()]
+        self.write_manifest(content["fingerprint"], entries)
+
+    def is_done(self, training: Training, key: str) -> bool:
+        """Whether the training was finished with this `key` and its weights are still those."""
+        if training.state != "done" or training.key != key:
+            return False
+        try:
+            checkpoint = read_checkpoint(self.path / training.name)
+        except CheckpointError:
+            return False
+        weights = self.path / training.name / WEIGHTS_FILE
+        return (
+            checkpoint.weights_sha256 == training.weights_sha256
+            and weights.is_file()
+            and hashlib.sha256(weights.read_bytes()).hexdigest() == training.weights_sha256
+        )
+
+    def set_aside(self, training: Training) -> None:
+        """Move a finished training of another key to `archive/`, so that nothing trained is lost."""
+        folder = self.path / training.name
+        if not (folder / INFO_FILE).exists():
+            return
+        target = self.path / "archive" / f"{training.name.replace('/', '-')}-{training.key[:8]}"
+        number = 0
+        while target.exists():
+            number += 1
+            target = target.with_name(f"{target.name}-{number}")
+        target.parent.mkdir(exist_ok=True)
+        folder.rename(target)
+
+
+def reset(training: Training) -> Training:
+    """The same sub-task, not yet trained."""
+    return replace(
+        training, state="pending", key="", weights_sha256="", best_epoch=0, val_map=None, seconds=0.0
+    )
+
+
+def content_hash(content: Any) -> str:
+    """SHA-256 of plain values, whatever the order of their keys."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()

@@ -1,0 +1,66 @@
+"""Frozen teachers of one branch, whose logits come back in the order of the full label set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from coterie.errors import CheckpointError, shortened
+
+
+class Branch(nn.Module):
+    """The teachers of one partition: images [B, 3, H, W] -> logits [B, C] in the order of `class_names`.
+
+    `teachers`: (model, the class names of its logits in order). Together they cover every class once, or
+    CheckpointError. The teachers have no gradients and stay in evaluation mode whatever the module around
+    them does.
+    """
+
+    columns: Tensor
+
+    def __init__(
+        self, teachers: Sequence[tuple[nn.Module, Sequence[str]]], class_names: Sequence[str]
+    ) -> None:
+        super().__init__()
+        answered = [name for _, names in teachers for name in names]
+        if sorted(answered) != sorted(class_names):
+            missing = sorted(set(class_names) - set(answered))
+            others = sorted(set(answered) - set(class_names)) or sorted(
+                {n for n in answered if answered.count(n) > 1}
+            )
+            raise CheckpointError(
+                f"the teachers do not answer for each of the {len(class_names)} classes once: "
+                f"no teacher has {shortened(missing)}; of no use or twice: {shortened(others)}"
+            )
+        self.models = nn.ModuleList(model for model, _ in teachers)
+        self.num_classes = len(class_names)
+        # Column j of the joined logits is class answered[j]; this puts them where class_names has them.
+        order = [answered.index(name) for name in class_names]
+        self.register_buffer("columns", torch.tensor(order), persistent=False)
+        self.requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> Self:  # noqa: ARG002
+        """Stay in evaluation mode: batch norm and dropout of a teacher must not move while it gives
+        targets.
+        """
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        joined = torch.cat([model(images) for model in self.models], dim=1)
+        return joined[:, self.columns]
+
+
+class Ensemble(nn.Module):
+    """The mean of several branches' logits: images [B, 3, H, W] -> logits [B, C]."""
+
+    def __init__(self, branches: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(branches)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.stack([branch(images) for branch in self.branches]).mean(dim=0)

@@ -1,0 +1,286 @@
+"""The one training loop: baseline, teachers and student all run through it, and go on from the last
+finished epoch.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import pickle
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from timm.utils.model_ema import ModelEmaV3
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import OneCycleLR
+from torch.optim.optimizer import Optimizer
+from torch.utils.tensorboard import SummaryWriter
+
+from coterie.config import Config, TrainConfig
+from coterie.data.loading import Batch, Batches
+from coterie.data.transforms import Preprocessing
+from coterie.errors import ConfigError, RunError
+from coterie.files import atomic_write
+from coterie.metrics import average_precision
+from coterie.progress import Progress
+from coterie.seeding import derive_seed
+from coterie.tasks import Task
+
+STATE_FILE = "last.pt"
+LOG_FILE = "log.jsonl"
+PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+
+
+@dataclass(frozen=True)
+class Data:
+    """Batches to train on, batches to choose the epoch by, and what turns their pixels into images."""
+
+    training: Batches
+    validation: Batches
+    preprocessing: Preprocessing
+
+
+@dataclass
+class Progressed:
+    """How far a training has come; saved after every epoch, with the weights it has."""
+
+    epoch: int
+    best_epoch: int
+    best_map: float | None
+    best_weights: dict[str, Tensor]
+    history: list[dict[str, Any]]
+
+
+def make_fabric(config: Config) -> Fabric:
+    """One device in the precision of the config; ConfigError where the device is not there."""
+    accelerator = "auto" if config.device == "auto" else config.device
+    if accelerator == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device=cuda, but torch finds no CUDA device here; use device=auto or device=cpu")
+    if accelerator == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError("device=mps, but torch finds no MPS device here; use device=auto or device=cpu")
+    on_cpu = accelerator == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
+    if config.precision == "fp16" and on_cpu:
+        raise ConfigError("precision=fp16 needs a GPU; use bf16 or fp32 on the CPU")
+    return Fabric(accelerator=accelerator, devices=1, precision=PRECISIONS[config.precision])  # type: ignore[arg-type]
+
+
+class Trainer:
+    """One training, an epoch at a time; the best epoch is chosen on validation.
+
+    After each epoch the whole state goes to `folder/last.pt`; a state with the same `key` is taken up
+    again, so that the result does not depend on how often it was stopped.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        data: Data,
+        settings: TrainConfig,
+        fabric: Fabric,
+        folder: Path,
+        *,
+        key: str,
+        seed: int,
+        channels_last: bool = True,
+    ) -> None:
+        self.task = task
+        self.data = data
+        self.settings = settings
+        self.fabric = fabric
+        self.folder = folder
+        self.key = key
+        self.seed = seed
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        task.to(memory_format=self.memory_format)
+        # starts as a copy of the model, and follows it closely at first: a short training must not keep
+        # random weights
+        self.averaged = (
+            ModelEmaV3(task.model, settings.ema, use_warmup=True, warmup_power=0.75)
+            if settings.ema is not None
+            else None
+        )
+        self.wrapped, self.optimizer = fabric.setup(task, make_optimizer(task.model, settings))
+        if self.averaged is not None:
+            self.averaged.to(fabric.device)
+        self.scheduler = OneCycleLR(
+            self.optimizer,
+            settings.lr,
+            total_steps=len(data.training) * settings.epochs,
+            pct_start=settings.warmup,
+        )
+        self.state = self._take_up()
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The model that is measured and kept: the averaged one, where there is one."""
+        return self.task.model if self.averaged is None else self.averaged.module
+
+    def run(self, progress: Progress | None = None) -> Progressed:
+        """Train the epochs that are left; the best weights are in the result.
+
+        Raises RunError when the loss is no longer finite; the epoch before is kept then.
+        """
+        writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.state.epoch + 1)
+        for epoch in range(self.state.epoch, self.settings.epochs):
+            line = {"epoch": epoch + 1, **self._train_epoch(epoch, progress), "val_mAP": self._validate()}
+            self._take_if_best(line)
+            self.state.history.append(line)
+            self.state.epoch = epoch + 1
+            self._log(writer)
+            self._keep()
+            if progress is not None:
+                progress.epoch_done(line)
+        writer.close()
+        return self.state
+
+    def _train_epoch(self, epoch: int, progress: Progress | None) -> dict[str, float]:
+        """One pass over the training images; the mean of every part of the loss, the rate, and the speed."""
+        start = time.monotonic()
+        # dropout and the like: from the epoch, not from what ran before it
+        torch.manual_seed(derive_seed(self.seed, "training", epoch))
+        self.task.train()
+        sums: dict[str, Tensor] = {}
+        images = 0
+        for number, batch in enumerate(self.data.training.epoch(epoch)):
+            outputs = self._step(batch, epoch * len(self.data.training) + number + 1)
+            for name, value in outputs.items():
+                if value.ndim == 0:
+                    sums[name] = sums.get(name, 0) + value.detach()
+            images += len(batch.indices)
+            if progress is not None:
+                progress.advance(len(batch.indices))
+        losses = {name: float(total) / len(self.data.training) for name, total in sums.items()}
+        if not math.isfinite(losses["loss"]):
+            raise RunError(
+                f"the loss of {self.folder.name} is {losses['loss']} in epoch {epoch + 1} of "
+                f"{self.settings.epochs}; the epochs before are kept in {self.folder}. Lower the learning rate "
+                f"(lr={self.settings.lr}), or use precision=fp32"
+            )
+        seconds = time.monotonic() - start
+        rate = self.optimizer.param_groups[0]["lr"]
+        return losses | {"lr": rate, "images_per_second": images / seconds, "seconds": seconds}
+
+    def _step(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        images = to_images(batch.pixels, self.data.preprocessing, self.fabric, self.memory_format)
+        outputs: dict[str, Tensor] = self.wrapped(images, batch.targets.to(self.fabric.device))
+        self.optimizer.zero_grad(set_to_none=True)
+        self.fabric.backward(outputs["loss"])
+        if self.settings.grad_clip is not None:
+            # under fp16 the scaler skips a step whose gradients are not finite
+            self.fabric.clip_gradients(
+                self.wrapped, self.optimizer, max_norm=self.settings.grad_clip, error_if_nonfinite=False
+            )
+        self.optimizer.step()
+        self.scheduler.step()
+        if self.averaged is not None:
+            self.averaged.update(self.task.model, step)
+        return outputs
+
+    def _validate(self) -> float | None:
+        logits, targets = predict_logits(
+            self.evaluated, self.data.validation, self.data.preprocessing, self.fabric, self.memory_format
+        )
+        return mean_average_precision(logits, targets[:, self.task.columns])
+
+    def _take_if_best(self, line: dict[str, Any]) -> None:
+        state, map_ = self.state, line["val_mAP"]
+        # without a positive in validation there is nothing to choose by: the last epoch then
+        if map_ is None or state.best_map is None or map_ > state.best_map:
+            state.best_epoch, state.best_map = line["epoch"], map_
+            weights = self.evaluated.state_dict()
+            state.best_weights = {name: tensor.detach().cpu().clone() for name, tensor in weights.items()}
+
+    def _parts(self) -> dict[str, Any]:
+        parts = {
+            "model": self.task.model,
+            "averaged": self.averaged,
+            "optimizer": self.optimizer,
+            "scheduler": self.scheduler,
+            "scaler": self.fabric.strategy.precision,
+        }
+        return {name: part for name, part in parts.items() if part is not None}
+
+    def _keep(self) -> None:
+        parts = {name: part.state_dict() for name, part in self._parts().items()}
+        buffer = io.BytesIO()
+        torch.save({"key": self.key, "parts": parts, "state": vars(self.state)}, buffer)
+        atomic_write(self.folder / STATE_FILE, buffer.getvalue())
+
+    def _take_up(self) -> Progressed:
+        """The state kept in the folder; a fresh one where there is none for this key."""
+        fresh = Progressed(epoch=0, best_epoch=0, best_map=None, best_weights={}, history=[])
+        path = self.folder / STATE_FILE
+        if not path.exists():
+            return fresh
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError):
+            return fresh
+        if not isinstance(content, dict) or content.get("key") != self.key:
+            return fresh
+        for name, part in self._parts().items():
+            part.load_state_dict(content["parts"][name])
+        return Progressed(**content["state"])
+
+    def _log(self, writer: SummaryWriter) -> None:
+        """The history as JSON lines, whole, so that a restart leaves no line twice; its end to TensorBoard.
+        """
+        history = self.state.history
+        atomic_write(self.folder / LOG_FILE, "".join(json.dumps(line) + "\n" for line in history))
+        for name, value in history[-1].items():
+            if name != "epoch" and value is not None:
+                writer.add_scalar(name, value, history[-1]["epoch"])
+
+
+def make_optimizer(model: nn.Module, settings: TrainConfig) -> Optimizer:
+    """AdamW or Adam; weight decay on weights (two dimensions or more), not on biases and norms."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": settings.weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
+    return kind([group for group in groups if group["params"]], lr=settings.lr)
+
+
+@torch.no_grad()
+def predict_logits(
+    model: nn.Module,
+    batches: Batches,
+    preprocessing: Preprocessing,
+    fabric: Fabric,
+    memory_format: torch.memory_format = torch.contiguous_format,
+) -> tuple[Tensor, Tensor]:
+    """Logits float32 [N, C] of `model` in evaluation mode, and targets int8 [N, C], in the order of the
+    batches.
+    """
+    was_training = model.training
+    model.eval()
+    logits, targets = [], []
+    for batch in batches.epoch(0):
+        with fabric.autocast():
+            output = model(to_images(batch.pixels, preprocessing, fabric, memory_format))
+        logits.append(output.float().cpu())
+        targets.append(batch.targets)
+    model.train(was_training)
+    return torch.cat(logits), torch.cat(targets)
+
+
+def mean_average_precision(logits: Tensor, targets: Tensor) -> float | None:
+    """mAP in percent over the classes with positives, None where there is none."""
+    per_class = average_precision(logits, targets)
+    known = per_class[~per_class.isnan()]
+    return 100 * known.mean().item() if len(known) else None
+
+
+def to_images(
+    pixels: Tensor, preprocessing: Preprocessing, fabric: Fabric, memory_format: torch.memory_format
+) -> Tensor:
+    """uint8 [B, 3, H, W] -> normalised images on the device: bytes travel, not floats."""
+    moved = pixels.to(fabric.device, non_blocking=True)
+    return preprocessing.normalize(moved).contiguous(memory_format=memory_format)
