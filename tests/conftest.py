@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
+
+from coterie.config import load_config
+from coterie.pipeline import Run, run
+from tests.tiny import RUN_WORDS, write_table
 
 
 def shared_data() -> Path:
@@ -14,3 +19,19 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no measuring data at {folder}; set COTERIE_DATA")
     return folder
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run of `tests.tiny:Net` on a table, in a folder named run; to change it, take `run_copy`."""
+    folder = tmp_path_factory.mktemp("finished")
+    table = write_table(folder / "photos")
+    return run(load_config([*RUN_WORDS, f"data={table}", f"out={folder / 'run'}"]))
+
+
+@pytest.fixture
+def run_copy(finished_run: Run, tmp_path: Path) -> Run:
+    """The finished run in a folder of its own."""
+    copied = Path(shutil.copytree(finished_run.folder, tmp_path / "run"))
+    config = finished_run.config.model_copy(update={"out": copied})
+    return Run(copied, config, finished_run.metrics, finished_run.builder)

@@ -11,7 +11,6 @@ from rich.console import Console
 from coterie.config import Config, load_config
 from coterie.data.dataset import MultiLabelDataset
 from coterie.data.loading import ResizedImages
-from coterie.errors import DataError, shortened
 from coterie.evaluation import Results, evaluate_models
 from coterie.models.factory import ModelBuilder
 from coterie.pipeline import Run, run
@@ -32,20 +31,21 @@ def fit(
 ) -> Run:
     """Train baseline, teachers and student on `dataset`: a MultiLabelDataset, or what `data=` takes.
 
-    `model`: a name, settings such as {"name": "resnet50", "pretrained": True}, or a function that takes
-    `num_classes` (and `class_names`, if it has such a parameter) and returns a module: images [B, 3, H, W]
-    -> logits [B, num_classes]. `settings`: sections of the config, as in `fit(…, train={"epochs": 20},
-    seed=1)`. Calling again with the same arguments and `out` goes on with a run that was stopped. Raises
-    CoterieError as the command line does.
+    `model`: a name, or a function that takes `num_classes` (and `class_names`, if it has such a parameter)
+    and returns a module: images [B, 3, H, W] -> logits [B, num_classes]; with further settings as in
+    {"name": "resnet50", "pretrained": True} or {"name": function, "image_size": 64}. `settings`: sections of
+    the config, as in `fit(…, train={"epochs": 20}, seed=1)`. Calling again with the same arguments and `out`
+    goes on with a run that was stopped. Raises CoterieError as the command line does.
     """
     values: dict[str, Any] = dict(settings)
-    builder = model if callable(model) else None
-    if model is not None and not callable(model):
-        named = {"name": model} if isinstance(model, str) else dict(model)
-        values["model"] = named | dict(values.get("model") or {})
-    if builder is not None:
-        name = f"{getattr(builder, '__module__', '')}:{getattr(builder, '__qualname__', 'model')}"
-        values["model"] = {"name": name} | dict(values.get("model") or {})
+    builder = None
+    if model is not None:
+        values["model"] = dict(model) if isinstance(model, Mapping) else {"name": model}
+        given_name = values["model"].get("name")
+        if callable(given_name):
+            builder = given_name
+            name = f"{getattr(builder, '__module__', '')}:{getattr(builder, '__qualname__', 'model')}"
+            values["model"]["name"] = name
     if isinstance(dataset, MultiLabelDataset):
         values["data"] = {"source": dataset.name} | dict(values.get("data") or {})
     else:
@@ -61,19 +61,11 @@ def evaluate(
 ) -> Results:
     """The metrics of trained classifiers on one split: {split: {name: metrics}}.
 
-    Raises DataError where the dataset's classes are not those of a classifier; another order of them is put
-    right.
+    Raises DataError where the dataset lacks a class of a classifier; another order of them is put right, and
+    further classes are left out.
     """
     results: Results = {split: {}}
     for name, predictor in predictors.items():
-        if set(predictor.class_names) != set(dataset.class_names):
-            only_model = sorted(set(predictor.class_names) - set(dataset.class_names))
-            only_data = sorted(set(dataset.class_names) - set(predictor.class_names))
-            if only_model:
-                raise DataError(
-                    f"{dataset.name} has no labels for classes of the {name}: {shortened(only_model)}"
-                    + (f"; it has others: {shortened(only_data)}" if only_data else "")
-                )
         ordered = dataset.with_classes(predictor.class_names)
         images = ResizedImages(ordered, predictor.checkpoint.preprocessing)
         measured = evaluate_models(

@@ -14,19 +14,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import nn
 
 from coterie.config import ModelConfig
 from coterie.data.transforms import Preprocessing
-from coterie.errors import CheckpointError, shortened
+from coterie.errors import CheckpointError, ConfigError, shortened
 from coterie.files import atomic_write
 from coterie.models.factory import ModelBuilder, ModelFactory
 
 SCHEMA_VERSION = 1
 WEIGHTS_FILE = "model.safetensors"
 INFO_FILE = "checkpoint.json"
+# The settings of a model that a checkpoint holds; none of them brings weights from elsewhere.
+ARCHITECTURE = ("name", "image_size", "drop_rate", "options")
 
 
 @dataclass(frozen=True)
@@ -53,19 +56,13 @@ def describe_architecture(factory: ModelFactory) -> dict[str, Any]:
         function = factory.builder
         name = f"{getattr(function, '__module__', '')}:{getattr(function, '__qualname__', repr(function))}"
         return {"kind": "own", "builder": settings.name if ":" in settings.name else name}
-    return {
-        "kind": "coterie",
-        "name": settings.name,
-        "image_size": settings.image_size,
-        "drop_rate": settings.drop_rate,
-        "options": settings.options,
-    }
+    return {"kind": "coterie", **{key: getattr(settings, key) for key in ARCHITECTURE}}
 
 
 def save_checkpoint(folder: Path, model: nn.Module, checkpoint: Checkpoint) -> Checkpoint:
-    """Write both files, weights first, each in one step; the checkpoint as written, with hash and versions.
-    """
-    tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in model.state_dict().items()}
+    """Write both files, weights first, each in one step; the checkpoint with hash and versions."""
+    # cloned, since safetensors refuses tensors that share memory, as tied weights do
+    tensors = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in model.state_dict().items()}
     weights = save(tensors)
     written = Checkpoint(
         **{
@@ -99,14 +96,11 @@ def read_checkpoint(folder: Path) -> Checkpoint:
             f"checkpoint {path} has schema version {found}; this version reads {SCHEMA_VERSION}"
         )
     try:
-        preprocessing = content.pop("preprocessing")
-        size, mean, std = (preprocessing[key] for key in ("image_size", "mean", "std"))
-        return Checkpoint(
-            **content | {"class_names": tuple(content["class_names"])},
-            preprocessing=Preprocessing(int(size), tuple(mean), tuple(std)),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"checkpoint {path} is damaged: {error}") from None
+        return TypeAdapter(Checkpoint).validate_python(content)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key = ".".join(str(part) for part in problem["loc"])
+        raise CheckpointError(f"checkpoint {path} is damaged: '{key}': {problem['msg']}") from None
 
 
 def load_model(folder: Path, builder: ModelBuilder | None = None) -> tuple[nn.Module, Checkpoint]:
@@ -140,22 +134,25 @@ def load_model(folder: Path, builder: ModelBuilder | None = None) -> tuple[nn.Mo
 
 def _build(checkpoint: Checkpoint, folder: Path, builder: ModelBuilder | None) -> nn.Module:
     architecture = checkpoint.architecture
-    if architecture.get("kind") == "own":
-        if builder is None:
+    kind = architecture.get("kind")
+    if kind == "own" and builder is None:
+        raise CheckpointError(
+            f"checkpoint {folder} is of your own model {architecture.get('builder')}, and loading runs no "
+            "code by itself: give the builder, in Python as model=BUILDER, on the command line as "
+            "--model module:function"
+        )
+    try:
+        if kind == "own":
+            return ModelFactory(ModelConfig(), builder).build(checkpoint.class_names)
+        if kind != "coterie" or set(architecture) != {"kind", *ARCHITECTURE}:
             raise CheckpointError(
-                f"checkpoint {folder} is of your own model {architecture.get('builder')}, and loading runs no "
-                "code by itself: give the builder, in Python as model=BUILDER, on the command line as "
-                "--model module:function"
+                f"checkpoint {folder} is damaged: its architecture must be {shortened(ARCHITECTURE)} of a "
+                f"model of coterie, and is {architecture}"
             )
-        settings = ModelConfig()
-    else:
-        builder = None
-        settings = ModelConfig(**{key: value for key, value in architecture.items() if key != "kind"})
-        if ":" in settings.name:
-            raise CheckpointError(
-                f"checkpoint {folder} names the model '{settings.name}', which is not a plain name"
-            )
-    return ModelFactory(settings, builder).build(checkpoint.class_names)
+        settings = ModelConfig(**{key: architecture[key] for key in ARCHITECTURE})
+        return ModelFactory(settings).build(checkpoint.class_names)
+    except (ConfigError, ValidationError) as error:
+        raise CheckpointError(f"the model of checkpoint {folder} cannot be built: {error}") from None
 
 
 def _shape(tensors: Mapping[str, torch.Tensor], key: str) -> tuple[int, ...] | None:

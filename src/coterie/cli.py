@@ -3,30 +3,48 @@
 from __future__ import annotations
 
 import csv
-import errno
 import json
 import sys
 from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, NoReturn, TextIO
 
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
+from typer.core import TyperGroup
 
-from coterie.errors import CoterieError, RunError
+from coterie.errors import CoterieError, DataError, shortened
+
+
+class Commands(TyperGroup):
+    """The commands; every foreseen problem of one is a message and an exit status, not a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except CoterieError as error:
+            _fail(str(error))
+        except KeyboardInterrupt:
+            _fail("stopped; a run goes on from its last finished epoch with the same command", status=130)
+        except BrokenPipeError:  # what reads our output has enough, as in `coterie predict … | head`
+            raise
+        except OSError as error:
+            _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
+
 
 app = typer.Typer(
+    cls=Commands,
     no_args_is_help=True,
-    add_completion=True,
     pretty_exceptions_enable=False,
     help="Multi-label image classifiers trained by Parallel Self-Distillation.",
 )
 
 SettingWords = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Settings, such as data=labels.csv k=3 train.epochs=20."),
+    typer.Argument(metavar="KEY=VALUE", help="Settings, such as data=labels.csv k=3 train.epochs=20."),
 ]
 
 OwnModel = Annotated[
@@ -45,14 +63,16 @@ def run_command(
     words: SettingWords = None,
     update: Annotated[
         bool,
-        typer.Option(help="Take up a folder of other settings and train anew what depends on the change."),
+        typer.Option(
+            "--update", help="Take up a folder of other settings and train anew what depends on the change."
+        ),
     ] = False,
 ) -> None:
     """Train the baseline, the teachers and the student, and print how they compare.
 
     Example: coterie run data=photos/labels.csv model.name=resnet50 model.pretrained=true k=3
 
-    The same words again go on with a run that was stopped.
+    Given again, the same command goes on with a run that was stopped.
     """
     from coterie.config import load_config
     from coterie.pipeline import run
@@ -72,12 +92,13 @@ def partition(
     from coterie.config import load_config
     from coterie.labels import CooccurrenceGraph, share_inside
     from coterie.pipeline import make_partitions, prepare_data
+    from coterie.progress import say
 
     config = load_config(words or ())
     dataset = prepare_data(config)
     console = Console()
     for note in dataset.notes:
-        console.print(f"note: {note}", soft_wrap=True)
+        say(console, f"note: {note}")
     train = dataset.targets[dataset.indices("train")]
     affinity = CooccurrenceGraph.from_targets(train, dataset.class_names).affinity(config.partition.root)
     for kind, made in make_partitions(config, dataset).items():
@@ -91,16 +112,16 @@ def partition(
         table.add_column("labels", justify="right")
         table.add_column("names")
         for index, names in enumerate(made.group_names):
-            table.add_row(str(index), str(len(names)), ", ".join(names))
+            table.add_row(str(index), str(len(names)), Text(", ".join(names)))
         console.print(table)
         if out is not None:
             made.save(out / f"{kind}.json")
-            console.print(f"written to {out / f'{kind}.json'}", soft_wrap=True)
+            say(console, f"written to {out / f'{kind}.json'}")
 
 
 @app.command()
 def evaluate(
-    path: Annotated[Path, typer.Argument(help="A run folder, or one checkpoint in it.")],
+    path: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or one checkpoint in it.")],
     words: SettingWords = None,
     split: Annotated[str, typer.Option(help="The split to measure on.")] = "test",
     out: Annotated[Path | None, typer.Option(help="Write all metrics to this JSON file.")] = None,
@@ -119,27 +140,33 @@ def evaluate(
     from coterie.evaluation import left_out_notes, results_table
     from coterie.files import atomic_write
     from coterie.models.factory import import_builder
-    from coterie.predictor import load_classifier
+    from coterie.predictor import find_checkpoint, load_classifier
+    from coterie.progress import say
 
     builder = import_builder(model) if model else None
-    folders = [path] if (path / INFO_FILE).exists() else [path / "baseline", path / "student"]
-    predictors = {folder.name: load_classifier(folder, builder) for folder in folders}
+    trainings = [path.name] if (path / INFO_FILE).exists() else ["baseline", "student"]
+    predictors = {name: load_classifier(find_checkpoint(path, name), builder) for name in trainings}
     saved = next(iter(predictors.values()))
     config = load_config(words or (), settings=saved.checkpoint.config)
     dataset = read_split(config, split)
     results = measure(predictors, dataset, split, config)
     console = Console()
+    further = [name for name in dataset.class_names if name not in saved.class_names]
+    if further:
+        say(console, f"note: classes that the model does not know are left out: {shortened(further)}")
     console.print(results_table(results, f"{dataset.name}, threshold {saved.checkpoint.threshold}"))
     for note in left_out_notes(results):
-        console.print(note, soft_wrap=True)
+        say(console, note)
     if out is not None:
         atomic_write(out, json.dumps(results, indent=1, ensure_ascii=False))
 
 
 @app.command()
 def predict(
-    path: Annotated[Path, typer.Argument(help="A run folder (its student), or a checkpoint.")],
-    images: Annotated[list[Path], typer.Argument(help="Pictures, and folders of pictures.")],
+    path: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder (its student), or a checkpoint.")],
+    images: Annotated[
+        list[Path], typer.Argument(metavar="PICTURE", help="Pictures, and folders of pictures.")
+    ],
     format: Annotated[OutputFormat, typer.Option(help="How to print the labels.")] = OutputFormat.TABLE,
     threshold: Annotated[
         float | None,
@@ -147,9 +174,7 @@ def predict(
     ] = None,
     top: Annotated[int | None, typer.Option(min=1, help="The best labels, whatever their scores.")] = None,
     out: Annotated[Path | None, typer.Option(help="Write to this file instead of the screen.")] = None,
-    model: Annotated[
-        str | None, typer.Option(help="module:function that builds a model of your own.")
-    ] = None,
+    model: OwnModel = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, …")] = "cpu",
 ) -> None:
     """Give pictures their labels, best first, with scores.
@@ -162,10 +187,11 @@ def predict(
     from coterie.predictor import Prediction, find_images, load_classifier
 
     predictor = load_classifier(path, import_builder(model) if model else None, device)
+    pictures = find_images(images)
     failed: list[Prediction] = []
 
     def rows() -> Iterator[tuple[Prediction, dict[str, float]]]:
-        for prediction in predictor.stream(find_images(images), threshold=threshold):
+        for prediction in predictor.stream(pictures, threshold=threshold):
             if prediction.error is not None:
                 failed.append(prediction)
             best = sorted(prediction.scores, key=lambda label: -prediction.scores[label])[:top]
@@ -180,8 +206,9 @@ def predict(
         with out.open("w", encoding="utf-8", newline="") as file:
             _write_predictions(written, format, file)
     if failed:
-        raise RunError(
-            f"{len(failed)} pictures could not be read; the first: {failed[0].image} ({failed[0].error})"
+        raise DataError(
+            f"{len(failed)} of {len(pictures)} pictures cannot be read; the first: {failed[0].image} "
+            f"({failed[0].error})"
         )
 
 
@@ -201,50 +228,30 @@ def settings() -> None:
 
     table = Table("setting", "default", "meaning")
     for row in describe_settings():
-        table.add_row(*row)
+        table.add_row(*map(Text, row))
     Console().print(table)
 
 
 def main() -> None:
-    """Run the command line; every foreseen problem is one message and exit status 1, without a traceback."""
-    try:
-        app()
-    except CoterieError as error:
-        _fail(str(error))
-    except KeyboardInterrupt:
-        _fail("stopped; the same command goes on from the last finished epoch", status=130)
-    except BrokenPipeError:
-        sys.exit(0)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO):
-            raise
-        place = f" ({error.filename})" if error.filename else ""
-        _fail(
-            f"{error.strerror}{place}; what was finished before is kept. Put that right and give the same "
-            "command again: a training goes on from its last finished epoch"
-        )
+    """What the command `coterie` runs."""
+    app()
 
 
-def _fail(message: str, status: int = 1) -> None:
-    Console(stderr=True).print(f"[red]error:[/red] {_escaped(message)}", soft_wrap=True)
+def _fail(message: str, status: int = 1) -> NoReturn:
+    Console(stderr=True).print(Text.assemble(("error: ", "red"), message), soft_wrap=True)
     sys.exit(status)
 
 
-def _escaped(text: str) -> str:
-    return text.replace("[", r"\[")
-
-
 def _write_predictions(
-    rows: Iterable[tuple[str, dict[str, float], str | None]], format: OutputFormat, file: object
+    rows: Iterable[tuple[str, dict[str, float], str | None]], format: OutputFormat, file: TextIO
 ) -> None:
     """One row for each picture: image, labels with scores, error."""
     if format is OutputFormat.TABLE:
-        console = Console(file=file)  # type: ignore[arg-type]
         for image, labels, error in rows:
             shown = ", ".join(f"{label} {score:.2f}" for label, score in labels.items()) or "-"
-            console.print(f"{image}: {error or shown}", soft_wrap=True, markup=False, highlight=False)
+            print(f"{image}: {error or shown}", file=file)
     elif format is OutputFormat.CSV:
-        writer = csv.writer(file)  # type: ignore[arg-type]
+        writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["image", "label", "score", "error"])
         for image, labels, error in rows:
             for label, score in labels.items():
@@ -254,7 +261,7 @@ def _write_predictions(
     else:
         for image, labels, error in rows:
             line = {"image": image, "labels": labels} | ({"error": error} if error else {})
-            print(json.dumps(line, ensure_ascii=False), file=file)  # type: ignore[call-overload]
+            print(json.dumps(line, ensure_ascii=False), file=file)
 
 
 if __name__ == "__main__":

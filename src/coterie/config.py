@@ -3,24 +3,73 @@
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    PositiveFloat,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from coterie.errors import ConfigError, did_you_mean
 
 ROLES = ("baseline", "teacher", "student")
+# `data=PATH` is short for `data.source=PATH`.
+SHORT_FORMS = {"data": "source", "model": "name"}
+
+# What a setting must be, by pydantic's name of the problem; other problems keep pydantic's words.
+EXPECTED = {
+    "int": "be a whole number",
+    "float": "be a number",
+    "bool": "be true or false",
+    "string_type": "be a text",
+    "string_too_short": "not be empty",
+    "path": "be a path",
+    "tuple": "be three numbers",
+    "missing": "be three numbers",
+    "too_long": "be three numbers",
+    "dict": "be a mapping",
+    "invalid-json": "be made of texts, numbers, lists and mappings",
+}
+# Arguments of timm's that bring weights past the settings for them, or change what the model returns.
+RESERVED_OPTIONS = {
+    "cache_dir",
+    "checkpoint_path",
+    "features_only",
+    "num_classes",
+    "pretrained",
+    "pretrained_cfg",
+    "pretrained_cfg_overlay",
+}
+
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Section(BaseModel):
     """A group of settings; unknown keys are errors, values do not change after validation."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse `augment.flip=true`, which would be taken for 1.0."""
+        annotation = cls.model_fields[str(info.field_name)].annotation
+        if isinstance(value, bool) and {int, float} & {annotation, *get_args(annotation)}:
+            raise ValueError("be a number")
+        return value
 
 
 class ScenesConfig(Section):
@@ -39,7 +88,7 @@ class ScenesConfig(Section):
 class DataConfig(Section):
     """Where images and labels come from; `data=PATH` is short for `data.source=PATH`."""
 
-    source: str = Field("scenes", description="'scenes', or a table: CSV, TSV or Parquet")
+    source: str = Field("scenes", min_length=1, description="'scenes', or a table: CSV, TSV or Parquet")
     image_root: Path | None = Field(
         None, description="folder of the images; by default the table's own folder"
     )
@@ -73,19 +122,37 @@ class AugmentConfig(Section):
 class ModelConfig(Section):
     """The network; `model=NAME` is short for `model.name=NAME`."""
 
-    name: str = Field("resnet50", description="a timm model, 'squeezenet1_1', or your own 'module:function'")
+    name: str = Field(
+        "resnet50", min_length=1, description="a timm model, 'squeezenet1_1', or your own 'module:function'"
+    )
     pretrained: bool = Field(False, description="start from timm's weights for this name")
     weights: Path | None = Field(None, description="start from a file: a state dict or safetensors")
     image_size: int | None = Field(None, ge=16, description="side in pixels; by default the model's own")
-    mean: tuple[float, float, float] | None = Field(None, description="by default the model's own")
-    std: tuple[float, float, float] | None = Field(None, description="by default the model's own")
+    mean: tuple[Share, Share, Share] | None = Field(
+        None, description="of red, green and blue in 0..1; by default the model's own"
+    )
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = Field(
+        None, description="of red, green and blue in 0..1; by default the model's own"
+    )
     drop_rate: float = Field(0.0, ge=0, lt=1, description="dropout before the linear head")
-    options: dict[str, Any] = Field(default_factory=dict, description="further arguments of the timm model")
+    options: dict[str, JsonValue] = Field(
+        default_factory=dict, description="further arguments of the timm model"
+    )
+
+    @field_validator("options")
+    @classmethod
+    def _nothing_reserved(cls, options: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        if reserved := sorted(RESERVED_OPTIONS & options.keys()):
+            raise ValueError(
+                f"model.options cannot hold '{reserved[0]}'; weights come by model.pretrained or "
+                "model.weights, and the classes from the data"
+            )
+        return options
 
     @model_validator(mode="after")
     def _one_start(self) -> Self:
         if self.pretrained and self.weights:
-            raise ValueError("choose one of pretrained=true and weights=FILE")
+            raise ValueError("choose one of model.pretrained=true and model.weights=FILE")
         return self
 
 
@@ -129,7 +196,7 @@ class Config(Section):
     """All settings of a run."""
 
     out: Path | None = Field(None, description="the run folder; by default runs/<data>-<model>-k<k>-s<seed>")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32, description="all randomness comes from it")
     k: int = Field(5, ge=1, description="label groups in each branch")
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     precision: Literal["fp32", "bf16", "fp16"] = Field(
@@ -146,13 +213,6 @@ class Config(Section):
     teacher: TrainConfig = TrainConfig()
     student: TrainConfig = TrainConfig()
     distill: DistillConfig = DistillConfig()
-
-    @field_validator("data", "model", mode="before")
-    @classmethod
-    def _short_form(cls, value: Any, info: Any) -> Any:
-        if isinstance(value, str | Path):
-            return {"source" if info.field_name == "data" else "name": str(value)}
-        return value
 
     @model_validator(mode="before")
     @classmethod
@@ -188,8 +248,7 @@ def load_config(
     Later values win. `recipe=NAME` may also stand among the words. Raises ConfigError, naming the key
     and the nearest right one, where a key is unknown or a value does not fit.
     """
-    values: dict[str, Any] = {}
-    overrides: list[tuple[str, Any]] = []
+    overrides: list[dict[str, Any]] = []
     for word in words:
         key, sign, text = word.partition("=")
         if not sign or not key:
@@ -197,12 +256,10 @@ def load_config(
         if key == "recipe":
             recipe = text
         else:
-            overrides.append((key, _parse(key, text)))
-    if recipe is not None:
-        _merge(values, _read_recipe(recipe))
-    _merge(values, settings or {})
-    for key, value in overrides:
-        _merge(values, _nested(key, value))
+            overrides.append(_nested(key, _parse(key, text)))
+    values: dict[str, Any] = {}
+    for new in (_read_recipe(recipe) if recipe is not None else {}, settings or {}, *overrides):
+        _merge(values, _spelt_out(new))
     return validate_config(values)
 
 
@@ -213,18 +270,19 @@ def read_config(path: Path) -> Config:
 
 def validate_config(values: Mapping[str, Any]) -> Config:
     """A Config from nested plain values; ConfigError names each wrong key once."""
+    values = _spelt_out(values)
     try:
-        return Config.model_validate(dict(values))
+        return Config.model_validate(values)
     except ValidationError as error:
-        messages = dict.fromkeys(_message(problem) for problem in error.errors())
-        raise ConfigError("\n".join(messages)) from None
+        problems = [problem for problem in error.errors() if not _is_of_train(problem["loc"], values)]
+        raise ConfigError("\n".join(_message(problem) for problem in problems)) from None
 
 
 def changed_settings(old: Config, new: Config) -> list[str]:
     """`key: old value -> new value` for each setting that differs."""
     before, after = dict(_leaves(old.model_dump(mode="json"))), dict(_leaves(new.model_dump(mode="json")))
     return [
-        f"{key}: {before.get(key)} -> {after.get(key)}"
+        f"{key}: {_plain(before.get(key))} -> {_plain(after.get(key))}"
         for key in before | after
         if before.get(key) != after.get(key)
     ]
@@ -245,7 +303,8 @@ def describe_settings(section: type[BaseModel] = Config, prefix: str = "") -> It
             if name not in ROLES:
                 yield from describe_settings(field.annotation, f"{prefix}{name}.")
         else:
-            yield prefix + name, str(field.get_default(call_default_factory=True)), field.description or ""
+            default = field.get_default(call_default_factory=True)
+            yield prefix + name, _plain(default), field.description or ""
 
 
 def recipe_names() -> list[str]:
@@ -257,30 +316,32 @@ def recipe_names() -> list[str]:
 
 
 def _read_recipe(recipe: str | Path) -> dict[str, Any]:
-    path = Path(recipe)
-    if path.suffix in (".yaml", ".yml") or path.is_file():
-        return _read_yaml(path)
-    if str(recipe) not in recipe_names():
+    if Path(recipe).suffix in (".yaml", ".yml"):
+        return _read_yaml(Path(recipe))
+    names = recipe_names()
+    if str(recipe) not in names:
         raise ConfigError(
-            f"there is no recipe '{recipe}'{did_you_mean(str(recipe), recipe_names())} "
-            f"The recipes are {', '.join(recipe_names())}; a file's name ends in .yaml"
+            f"there is no recipe '{recipe}'{did_you_mean(str(recipe), names) or '.'} The recipes are "
+            f"{', '.join(names)}; the name of a recipe of your own ends in .yaml"
         )
-    return _parse_yaml((resources.files("coterie") / "recipes" / f"{recipe}.yaml").read_text(), str(recipe))
+    text = (resources.files("coterie") / "recipes" / f"{recipe}.yaml").read_text(encoding="utf-8")
+    return _parse_yaml(text, str(recipe))
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        return _parse_yaml(path.read_text(encoding="utf-8"), str(path))
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ConfigError(f"config file {path} is not there") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"config file {path} cannot be read: {error}") from None
+    return _parse_yaml(text, str(path))
 
 
 def _parse_yaml(text: str, name: str) -> dict[str, Any]:
     try:
         values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"{name} is not YAML: {error}") from None
     if values is None:
         return {}
@@ -290,10 +351,31 @@ def _parse_yaml(text: str, name: str) -> dict[str, Any]:
 
 
 def _parse(key: str, text: str) -> Any:
+    """The value of a word: YAML, but for a text or a path the characters as they are, unless in quotes.
+
+    So `data.delimiter=|`, `data=photos/set #2.csv` and `data.labels_column=no` mean what they say.
+    """
+    kinds = _kinds(key)
+    quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
+    if kinds & {str, Path} and not quoted and not (key in SHORT_FORMS and text.startswith("{")):
+        if type(None) in kinds and text in ("", "null"):
+            return None
+        # a shell leaves the tilde of key=~/file alone
+        return str(Path(text).expanduser()) if text.startswith("~/") else text
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ConfigError(f"the value of {key} cannot be read: '{text}'") from None
+    except (yaml.YAMLError, ValueError):
+        raise ConfigError(f"the value of '{key}' cannot be read: {text}") from None
+
+
+def _kinds(key: str) -> set[Any]:
+    """The types that the setting `key` takes; none where there is no such setting."""
+    section: Any = Config
+    annotation: Any = None
+    for part in f"{key}.{SHORT_FORMS[key]}".split(".") if key in SHORT_FORMS else key.split("."):
+        fields = getattr(section, "model_fields", {})
+        annotation = section = fields[part].annotation if part in fields else None
+    return {annotation, *get_args(annotation)} - {None}
 
 
 def _nested(key: str, value: Any) -> dict[str, Any]:
@@ -302,18 +384,25 @@ def _nested(key: str, value: Any) -> dict[str, Any]:
     return dict(value)
 
 
+def _spelt_out(values: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` with the short forms `data: PATH` and `model: NAME` spelt out."""
+    full = dict(values)
+    for key, main in SHORT_FORMS.items():
+        if isinstance(short := full.get(key), str | Path):
+            full[key] = {main: str(short)}
+    return full
+
+
 def _merge(values: dict[str, Any], new: Mapping[str, Any]) -> None:
-    """Put `new` over `values`, section by section; the short forms `data: PATH`, `model: NAME` are spelt
-    out.
-    """
+    """Put `new` over `values`, section by section."""
     for key, value in new.items():
-        main = {"data": "source", "model": "name"}.get(key)
-        if main and not isinstance(value, Mapping) and value is not None:
-            value = {main: str(value)}
-        if isinstance(value, Mapping) and isinstance(values.get(key), dict):
+        if not isinstance(value, Mapping):
+            values[key] = value
+        elif isinstance(values.get(key), dict):
             _merge(values[key], value)
         else:
-            values[key] = dict(value) if isinstance(value, Mapping) else value
+            values[key] = {}
+            _merge(values[key], value)
 
 
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -324,24 +413,55 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield prefix + key, value
 
 
+def _plain(value: Any) -> str:
+    """A value as a person writes it: `true`, `null`, `[1, 2]`, a text without quotes."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _is_of_train(place: tuple[int | str, ...], values: Mapping[str, Any]) -> bool:
+    """Whether a problem of a role's section is one of `train`, that the section only took over."""
+    if len(place) < 2 or place[0] not in ROLES:
+        return False
+    own = values.get(str(place[0]))
+    return not isinstance(own, Mapping) or place[1] not in own
+
+
 def _message(problem: Any) -> str:
-    key = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "extra_forbidden":
-        # A wrong key of `train` comes back once for each role that starts from it.
-        key = re.sub(rf"^({'|'.join(ROLES)})\.", "train.", key)
+    """One sentence on a problem that pydantic found."""
+    place, value, kind = problem["loc"], problem["input"], problem["type"]
+    # the place of a value inside a list, or inside an option, is of no help
+    names = [part for part in place if isinstance(part, str)]
+    key = ".".join(names[:2] if names[:2] == ["model", "options"] else names)
+    if kind in ("extra_forbidden", "invalid_key") or (
+        isinstance(value, dict) and not _is_section(key) and key
+    ):
+        key = key or str(place[-1])
+        key = next((f"{key}.{leaf}" for leaf, _ in _leaves(value)), key) if isinstance(value, dict) else key
         return f"there is no setting '{key}'{_nearest_setting(key)}"
-    text = problem["msg"].removeprefix("Value error, ")
-    given = "" if isinstance(problem["input"], dict) else f", got {problem['input']!r}"
-    return f"setting '{key}': {text[:1].lower()}{text[1:]}{given}" if key else text
+    if kind == "model_type":
+        example = next(name for name in setting_names() if name.startswith(f"{key}."))
+        return f"'{key}' is a group of settings, such as {example}; it cannot be {_plain(value)}"
+    text = re.sub("^(Value error, |Input should )", "", problem["msg"])
+    if kind == "value_error" and isinstance(value, dict):
+        return text
+    text = next((words for start, words in EXPECTED.items() if kind.startswith(start)), text)
+    given = repr(value) if isinstance(value, str) else _plain(value)
+    return f"setting '{key}' must {text}, got {given}"
+
+
+def _is_section(key: str) -> bool:
+    return key == "model.options" or any(name.startswith(f"{key}.") for name in setting_names())
 
 
 def _nearest_setting(key: str) -> str:
+    """The setting whose last part is the same or most alike, of those the one whose sections are."""
     names = list(setting_names())
-    same_ending = [name for name in names if name.split(".")[-1] == key.split(".")[-1]]
-    siblings = [name for name in names if name.rpartition(".")[0] == key.rpartition(".")[0]]
-    near = (
-        same_ending
-        or difflib.get_close_matches(key, siblings, n=1)
-        or difflib.get_close_matches(key, names, n=1)
-    )
-    return f"; did you mean '{near[0]}'?" if near else "; see `coterie settings` for all of them"
+    section, _, last = key.rpartition(".")
+    siblings = [name for name in names if name.rpartition(".")[0] == section]
+    same = [name for name in names if name.rpartition(".")[2] == last]
+    for among in (same, siblings, names):
+        near = difflib.get_close_matches(last, sorted({name.rpartition(".")[2] for name in among}), n=1)
+        alike = [name for name in among if near and name.rpartition(".")[2] == near[0]]
+        if alike:
+            return f"; did you mean '{difflib.get_close_matches(key, alike, n=1, cutoff=0)[0]}'?"
+    return "; see `coterie settings` for all of them"

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning_fabric import Fabric
+from rich.box import SIMPLE
 from rich.table import Table
+from rich.text import Text
 from torch import nn
 
 from coterie.data.loading import ResizedImages, plain_batches
@@ -51,13 +53,24 @@ def evaluation_splits(names: Sequence[str]) -> list[str]:
 
 
 def results_table(results: Results, title: str = "") -> Table:
-    """A column for each model, a row for mAP, CF1 and OF1 of each split; last the student less the baseline."""
+    """A column for each model, a row for mAP, CF1 and OF1 of each split; last the student less the
+    baseline.
+    """
     models = list(next(iter(results.values())))
     compared = {"student", "baseline"} <= set(models)
-    table = Table(title=title or None, title_justify="left")
+    # without vertical lines and with little between, so that 80 columns hold the table of a run
+    table = Table(
+        title=Text(title) if title else None,
+        title_justify="left",
+        box=SIMPLE,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
     table.add_column("", no_wrap=True)
     for model in models:
-        table.add_column(model.replace(" ", "\n"), justify="right", style="bold" if model == "student" else None)
+        table.add_column(
+            Text(model.replace(" ", "\n")), justify="right", style="bold" if model == "student" else None
+        )
     if compared:
         table.add_column("student -\nbaseline", justify="right")
     for split, by_model in results.items():
@@ -66,7 +79,7 @@ def results_table(results: Results, title: str = "") -> Table:
             cells = [_percent(by_model[model][metric]) for model in models]
             if compared:
                 cells.append(_difference(by_model["student"][metric], by_model["baseline"][metric]))
-            table.add_row(f"{split} {metric}", *cells)
+            table.add_row(Text(f"{split} {metric}"), *cells)
     return table
 
 
@@ -76,9 +89,7 @@ def left_out_notes(results: Results) -> list[str]:
     for split, by_model in results.items():
         absent = next(iter(by_model.values()))["classes_without_positives"]
         if absent:
-            notes.append(
-                f"{split}: {len(absent)} classes without positives are left out of mAP: {', '.join(absent)}"
-            )
+            notes.append(f"{split}: without positives, and so left out of mAP: {', '.join(absent)}")
     return notes
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import time
@@ -16,7 +17,7 @@ from lightning_fabric import Fabric
 from rich.console import Console
 from torch import nn
 
-from coterie.checkpoint import Checkpoint, describe_architecture, load_model, save_checkpoint
+from coterie.checkpoint import Checkpoint, describe_architecture, load_model, read_checkpoint, save_checkpoint
 from coterie.config import Config, TrainConfig
 from coterie.data.check import check_images
 from coterie.data.dataset import MultiLabelDataset
@@ -37,7 +38,7 @@ from coterie.files import atomic_write
 from coterie.labels import CooccurrenceGraph, Partition, partition_labels
 from coterie.models.factory import ModelBuilder, ModelFactory, make_factory
 from coterie.predictor import Predictor
-from coterie.progress import Progress
+from coterie.progress import Progress, say
 from coterie.runfolder import METRICS_FILE, RunFolder, Training, content_hash, reset
 from coterie.seeding import derive_seed
 from coterie.tasks import ClassificationTask, DistillationTask, Task, classification_loss, distillation_loss
@@ -107,7 +108,8 @@ def run(
 
     What the folder already holds from the same settings and data is not done again. `update`: take up a
     folder of other settings, and train anew what depends on the change. Raises a CoterieError before any
-    training where settings, data or weights do not fit.
+    training where settings, data or weights do not fit, and in the middle where the disk is full; what was
+    trained is kept then.
     """
     console = console or Console(quiet=True)
     folder = RunFolder(config.run_folder())
@@ -115,19 +117,28 @@ def run(
     factory = make_factory(config.model, builder)
     dataset = prepare_data(config, dataset)
     partitions = make_partitions(config, dataset)
-    _try_model(factory, dataset.class_names, console)
+    model = _tried_model(factory, dataset.class_names, console)
     with folder.locked():
         checked = _checked_images(config, dataset, console)
         if len(checked) < len(dataset):
             dataset, partitions = checked, make_partitions(config, checked)
         folder.check_config(config, dataset.fingerprint(), update)
         trainings = _planned(folder, dataset, partitions)
-        _check_space(folder.path, factory, trainings)
-        folder.save_config(config)
-        for kind, partition in partitions.items():
-            partition.save(folder.path / "partitions" / f"{kind}.json")
-        folder.write_manifest(dataset.fingerprint(), trainings)
-        return _Stages(config, folder, dataset, factory, builder, fabric, console).run()
+        _check_space(folder.path, model, trainings)
+        stages = _Stages(config, folder, dataset, factory, builder, fabric, console, _start(factory, model))
+        try:
+            folder.remove_unfinished()
+            folder.set_aside_others(trainings)
+            folder.save_config(config)
+            for kind, partition in partitions.items():
+                partition.save(folder.path / "partitions" / f"{kind}.json")
+            folder.write_manifest(dataset.fingerprint(), trainings)
+            return stages.run()
+        except OSError as error:
+            raise RunError(
+                f"the run in {folder.path} stopped: {error.strerror or error}. Put that right and start it "
+                "again: it goes on from the last finished epoch"
+            ) from error
 
 
 class _Stages:
@@ -142,6 +153,7 @@ class _Stages:
         builder: ModelBuilder | None,
         fabric: Fabric,
         console: Console,
+        start: dict[str, Any],
     ) -> None:
         self.config = config
         self.folder = folder
@@ -150,6 +162,7 @@ class _Stages:
         self.builder = factory.builder or builder
         self.fabric = fabric
         self.console = console
+        self.start = start
         data = config.data
         self.images = ResizedImages(dataset, factory.preprocessing, data.cache_gb, shared=data.workers > 0)
         self.augmentation = make_augmentation(config.augment)
@@ -163,27 +176,28 @@ class _Stages:
         results = self._measure()
         self.console.print(results_table(results))
         for note in left_out_notes(results):
-            self.console.print(note)
+            say(self.console, note)
         minutes = (time.monotonic() - start) / 60
-        self.console.print(
+        say(
+            self.console,
             f"{self.folder.path} holds the run ({minutes:.1f} minutes); `coterie predict "
             f"{self.folder.path} PHOTO` uses the student",
-            soft_wrap=True,
         )
         return Run(self.folder.path, self.config, results, self.builder)
 
     def _announce(self) -> None:
         counts = ", ".join(f"{len(self.dataset.indices(name))} {name}" for name in self.dataset.split_names)
-        self.console.print(f"{self.dataset.name}: {self.dataset.num_classes} classes, {counts} images")
+        say(self.console, f"{self.dataset.name}: {self.dataset.num_classes} classes, {counts} images")
         for note in self.dataset.notes:
-            self.console.print(f"note: {note}", soft_wrap=True)
+            say(self.console, f"note: {note}")
 
     def _train(self, training: Training) -> None:
         """Do one training, unless it was done from the same inputs."""
         settings = self._settings(training)
         key = self._key(training, settings)
         if self.folder.is_done(training, key):
-            self.console.print(f"{training.name}: done before")
+            say(self.console, f"{training.name}: done before")
+            self._renew_threshold(training)
             return
         if training.state == "done":
             self.folder.set_aside(training)
@@ -233,10 +247,18 @@ class _Stages:
         (path / STATE_FILE).unlink(missing_ok=True)
         map_ = "-" if state.best_map is None else f"{state.best_map:.2f}"
         speed = sum(line["images_per_second"] for line in state.history) / len(state.history)
-        self.console.print(
+        say(
+            self.console,
             f"{training.name}: val mAP {map_} at epoch {state.best_epoch} of {settings.epochs}, "
-            f"{time.monotonic() - start:.0f} s, {speed:.0f} images/s"
+            f"{time.monotonic() - start:.0f} s, {speed:.0f} images/s",
         )
+
+    def _renew_threshold(self, training: Training) -> None:
+        """Put the threshold of the config into the checkpoint: no training depends on it."""
+        path = self.folder.path / training.name
+        if read_checkpoint(path).threshold != self.config.threshold:
+            model, checkpoint = load_model(path, self.builder)
+            save_checkpoint(path, model, replace(checkpoint, threshold=self.config.threshold))
 
     def _settings(self, training: Training) -> TrainConfig:
         return {"baseline": self.config.baseline, "student": self.config.student}.get(
@@ -253,6 +275,7 @@ class _Stages:
             "settings": settings.model_dump(mode="json"),
             "augment": config.augment.model_dump(mode="json"),
             "model": config.model.model_dump(mode="json"),
+            "start": self.start,
             "seed": config.seed,
             "precision": config.precision,
             "channels_last": config.channels_last,
@@ -306,11 +329,9 @@ class _Stages:
             "precision": self.config.precision,
         }
         key, path = content_hash(inputs), self.folder.path / METRICS_FILE
-        if path.exists():
-            content = json.loads(path.read_text(encoding="utf-8"))
-            if content.get("key") == key:
-                results: Results = content["splits"]
-                return results
+        measured = _read_results(path, key)
+        if measured is not None:
+            return measured
         models: dict[str, nn.Module] = {
             "baseline": load_model(self.folder.path / "baseline", self.builder)[0]
         }
@@ -336,6 +357,18 @@ class _Stages:
         }
         atomic_write(path, json.dumps(content, indent=1, ensure_ascii=False))
         return results
+
+
+def _read_results(path: Path, key: str) -> Results | None:
+    """The results in a metrics file, None where they are of other inputs or it cannot be read."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if not isinstance(content, dict) or content.get("key") != key:
+        return None
+    results: Results = content["splits"]
+    return results
 
 
 def _planned(
@@ -365,11 +398,11 @@ def _checked_images(config: Config, dataset: MultiLabelDataset, console: Console
     return checked
 
 
-def _try_model(factory: ModelFactory, class_names: Sequence[str], console: Console) -> None:
-    """Build the model and run it once: a wrong name, file or shape must show before the first training."""
+def _tried_model(factory: ModelFactory, class_names: Sequence[str], console: Console) -> nn.Module:
+    """The model for all classes, run once: a wrong name, file or shape shows before the first training."""
     model = factory.build(class_names).eval()
     if factory.settings.weights is not None:
-        console.print(str(factory.load_weights(model)), soft_wrap=True)
+        say(console, str(factory.load_weights(model)))
     size = factory.preprocessing.image_size
     try:
         with torch.no_grad():
@@ -382,13 +415,23 @@ def _try_model(factory: ModelFactory, class_names: Sequence[str], console: Conso
     if not isinstance(logits, torch.Tensor) or logits.shape != (2, len(class_names)):
         got = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
         raise ConfigError(
-            f"the model must return logits [B, {len(class_names)}] for images [B, 3, H, W]; for B = 2 it gave {got}"
+            f"the model must return logits [B, {len(class_names)}] for images [B, 3, H, W]; "
+            f"for B = 2 it gave {got}"
         )
+    return model
 
 
-def _check_space(path: Path, factory: ModelFactory, trainings: Sequence[Training]) -> None:
+def _start(factory: ModelFactory, model: nn.Module) -> dict[str, Any]:
+    """What the settings only point to: the shapes of a user's own model, the content of a weights file."""
+    weights = factory.settings.weights
+    return {
+        "shapes": {name: list(tensor.shape) for name, tensor in model.state_dict().items()},
+        "weights": None if weights is None else hashlib.sha256(weights.read_bytes()).hexdigest(),
+    }
+
+
+def _check_space(path: Path, model: nn.Module, trainings: Sequence[Training]) -> None:
     """RunError where the disk has no room for the weights of all trainings and the state of one."""
-    model = factory.build(trainings[0].class_names)
     size = sum(tensor.nbytes for tensor in model.state_dict().values())
     left = sum(training.state != "done" for training in trainings)
     # the state holds model, average, best and two moments, and is written beside the one before

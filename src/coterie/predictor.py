@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from coterie.checkpoint import INFO_FILE, Checkpoint, load_model
 from coterie.data.dataset import UnreadableImage, open_image
 from coterie.data.transforms import to_pixels
-from coterie.errors import CheckpointError, DataError
+from coterie.errors import CheckpointError, ConfigError, DataError
 from coterie.models.factory import ModelBuilder
+from coterie.runfolder import MANIFEST_FILE
 
 Picture = str | Path | Image.Image | npt.NDArray[np.uint8]
 IMAGE_SUFFIXES = frozenset(Image.registered_extensions())
@@ -48,16 +49,15 @@ class Predictor:
     def class_names(self) -> tuple[str, ...]:
         return self.checkpoint.class_names
 
-    @torch.no_grad()
     def scores(self, pictures: Sequence[Picture], batch_size: int = 32) -> npt.NDArray[np.float32]:
         """Scores [N, C] in 0..1 of paths, PIL images or uint8 arrays [H, W, 3]; DataError for an unreadable
         one.
         """
-        pixels = [self._pixels(picture) for picture in pictures]
-        parts = [
-            self._forward(torch.stack(pixels[i : i + batch_size])) for i in range(0, len(pixels), batch_size)
-        ]
-        return np.concatenate(parts) if parts else np.empty((0, len(self.class_names)), np.float32)
+        parts = [np.empty((0, len(self.class_names)), np.float32)]
+        for start in range(0, len(pictures), batch_size):
+            pixels = [self._pixels(picture) for picture in pictures[start : start + batch_size]]
+            parts.append(self._forward(torch.stack(pixels)))
+        return np.concatenate(parts)
 
     def predict(
         self, pictures: Iterable[Picture], *, threshold: float | None = None, batch_size: int = 32
@@ -128,22 +128,50 @@ def load_classifier(
     """The classifier in a checkpoint folder, or the student of a run folder.
 
     `model`: the builder, for a model of your own. No code named in the files is run. Raises CheckpointError
-    where there is no checkpoint, or it is damaged.
+    where there is no checkpoint, or it is damaged; ConfigError where there is no such device.
     """
-    folder = Path(path)
-    if not (folder / INFO_FILE).exists() and (folder / "student" / INFO_FILE).exists():
-        folder = folder / "student"
-    if not folder.is_dir():
-        raise CheckpointError(f"there is no checkpoint or run at {folder}")
-    return Predictor(*load_model(folder, model), device=device)
+    return Predictor(*load_model(find_checkpoint(Path(path)), model), device=_checked_device(device))
 
 
-def find_images(paths: Iterable[str | Path]) -> Iterator[Path]:
-    """Files as given, and the pictures below folders, by name; DataError for a path that is not there."""
+def find_checkpoint(path: Path, training: str = "student") -> Path:
+    """`path` where it is a checkpoint folder, the folder of `training` where it is a run.
+
+    CheckpointError where it is neither, or the run is not that far.
+    """
+    if (path / INFO_FILE).exists():
+        return path
+    if (path / training / INFO_FILE).exists():
+        return path / training
+    if (path / MANIFEST_FILE).exists():
+        raise CheckpointError(
+            f"the run in {path} is not finished, it has no {training} yet; the same `coterie run` command, "
+            "given again, goes on with it"
+        )
+    raise CheckpointError(f"there is no run or checkpoint at {path}")
+
+
+def find_images(paths: Iterable[str | Path]) -> list[Path]:
+    """Files as given, and the pictures below folders, by name.
+
+    DataError for a path that is not there, and for a folder without pictures.
+    """
+    found: list[Path] = []
     for path in map(Path, paths):
-        if path.is_dir():
-            yield from sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
-        elif path.exists():
-            yield path
-        else:
+        if not path.exists():
             raise DataError(f"there is no picture or folder {path}")
+        if path.is_dir():
+            inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+            if not inside:
+                raise DataError(f"folder {path} holds no picture (.jpg, .png, …)")
+            found += inside
+        else:
+            found.append(path)
+    return found
+
+
+def _checked_device(device: str | torch.device) -> torch.device:
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"device {device} cannot be used: {reason}; cpu always works") from None

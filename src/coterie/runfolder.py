@@ -5,15 +5,16 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from coterie.checkpoint import INFO_FILE, WEIGHTS_FILE, read_checkpoint
 from coterie.config import Config, changed_settings, read_config
-from coterie.errors import CheckpointError, RunError
+from coterie.errors import CheckpointError, ConfigError, RunError
 from coterie.files import atomic_write
 
 SCHEMA_VERSION = 1
@@ -62,7 +63,7 @@ class RunFolder:
         with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            except BlockingIOError:
                 raise RunError(
                     f"another process works in {self.path}; wait for it, or choose another with out=…"
                 ) from None
@@ -77,19 +78,28 @@ class RunFolder:
                     f"{self.path} holds other files ({strangers[0]}) and no run; choose another with out=…"
                 )
             return
+        try:
+            saved = read_config(self.path / CONFIG_FILE)
+        except ConfigError as error:
+            raise RunError(
+                f"{self.path / CONFIG_FILE} is damaged or of another version: {error}\n"
+                "Choose another folder with out=…"
+            ) from None
         changes = [
             change
-            for change in changed_settings(read_config(self.path / CONFIG_FILE), config)
+            for change in changed_settings(saved, config)
             if not change.startswith(tuple(f"{name}:" for name in INDIFFERENT))
         ]
         before = self.manifest().get("fingerprint")
         if before is not None and before != fingerprint:
             changes.append("the images, labels or splits are others")
         if changes and not update:
-            shown = "\n  ".join(changes[:8])
+            more = [f"and {len(changes) - 8} more"] if len(changes) > 8 else []
+            shown = "\n  ".join(changes[:8] + more)
             raise RunError(
-                f"{self.path} is a run of other settings:\n  {shown}\nUse the same settings to go on with it, "
-                "another folder (out=…) for a new run, or --update to train anew only what the change touches"
+                f"{self.path} is a run of other settings:\n  {shown}\n"
+                "Use the same settings to go on with it, another folder (out=…) for a new run, or --update "
+                "to train anew only what the change touches"
             )
 
     def save_config(self, config: Config) -> None:
@@ -103,9 +113,9 @@ class RunFolder:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise RunError(f"{path} cannot be read: {error}") from None
+            raise self._damaged(str(error)) from None
         if not isinstance(content, dict) or content.get("schema_version") != SCHEMA_VERSION:
-            raise RunError(f"{path} is not a manifest of this version (schema {SCHEMA_VERSION})")
+            raise self._damaged(f"it is not of schema version {SCHEMA_VERSION}")
         return content
 
     def trainings(self) -> list[Training]:
@@ -116,7 +126,13 @@ class RunFolder:
                 for entry in self.manifest().get("trainings", [])
             ]
         except (KeyError, TypeError) as error:
-            raise RunError(f"{self.path / MANIFEST_FILE} is damaged: {error}") from None
+            raise self._damaged(f"{type(error).__name__}: {error}") from None
+
+    def _damaged(self, reason: str) -> RunError:
+        return RunError(
+            f"manifest {self.path / MANIFEST_FILE} cannot be used: {reason}; put a copy of it back, or start "
+            "in another folder with out=…"
+        )
 
     def write_manifest(self, fingerprint: str, trainings: list[Training]) -> None:
         content = {
@@ -152,13 +168,23 @@ class RunFolder:
         folder = self.path / training.name
         if not (folder / INFO_FILE).exists():
             return
-        target = self.path / "archive" / f"{training.name.replace('/', '-')}-{training.key[:8]}"
-        number = 0
-        while target.exists():
-            number += 1
-            target = target.with_name(f"{target.name}-{number}")
-        target.parent.mkdir(exist_ok=True)
-        folder.rename(target)
+        archive = self.path / "archive"
+        archive.mkdir(exist_ok=True)
+        name = f"{training.name.replace('/', '-')}-{training.key[:8]}"
+        names = (name if number == 1 else f"{name}-{number}" for number in itertools.count(1))
+        folder.rename(next(archive / name for name in names if not (archive / name).exists()))
+
+    def set_aside_others(self, planned: Sequence[Training]) -> None:
+        """Move the finished trainings of the manifest that are not `planned` any more to `archive/`."""
+        names = {training.name for training in planned}
+        for training in self.trainings():
+            if training.state == "done" and training.name not in names:
+                self.set_aside(training)
+
+    def remove_unfinished(self) -> None:
+        """Remove the files that a killed process was writing; only the holder of the lock may."""
+        for file in self.path.rglob(".*.tmp"):
+            file.unlink()
 
 
 def reset(training: Training) -> Training:

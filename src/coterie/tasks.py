@@ -21,8 +21,7 @@ from coterie.teachers import Branch
 
 
 class ClassificationTask(nn.Module):
-    """Train `model` on the targets in `columns` of the full label set: baseline (all columns) and teachers.
-    """
+    """Train `model` on the targets in `columns` of the full label set: baseline (all) and teachers."""
 
     def __init__(self, model: nn.Module, columns: list[int], loss: ClassificationLoss) -> None:
         super().__init__()

@@ -27,13 +27,15 @@ class Branch(nn.Module):
         super().__init__()
         answered = [name for _, names in teachers for name in names]
         if sorted(answered) != sorted(class_names):
-            missing = sorted(set(class_names) - set(answered))
-            others = sorted(set(answered) - set(class_names)) or sorted(
-                {n for n in answered if answered.count(n) > 1}
-            )
+            wrong = {
+                "no teacher for": set(class_names) - set(answered),
+                "more than one for": {name for name in answered if answered.count(name) > 1},
+                "not a class:": set(answered) - set(class_names),
+            }
+            problems = [f"{what} {shortened(sorted(names))}" for what, names in wrong.items() if names]
             raise CheckpointError(
                 f"the teachers do not answer for each of the {len(class_names)} classes once: "
-                f"no teacher has {shortened(missing)}; of no use or twice: {shortened(others)}"
+                + "; ".join(problems)
             )
         self.models = nn.ModuleList(model for model, _ in teachers)
         self.num_classes = len(class_names)

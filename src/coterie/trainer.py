@@ -7,7 +7,6 @@ from __future__ import annotations
 import io
 import json
 import math
-import pickle
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,12 +106,7 @@ class Trainer:
         self.wrapped, self.optimizer = fabric.setup(task, make_optimizer(task.model, settings))
         if self.averaged is not None:
             self.averaged.to(fabric.device)
-        self.scheduler = OneCycleLR(
-            self.optimizer,
-            settings.lr,
-            total_steps=len(data.training) * settings.epochs,
-            pct_start=settings.warmup,
-        )
+        self.scheduler = make_scheduler(self.optimizer, settings, len(data.training) * settings.epochs)
         self.state = self._take_up()
 
     @property
@@ -123,20 +117,31 @@ class Trainer:
     def run(self, progress: Progress | None = None) -> Progressed:
         """Train the epochs that are left; the best weights are in the result.
 
-        Raises RunError when the loss is no longer finite; the epoch before is kept then.
+        Raises RunError when the loss is no longer finite, or the device's memory is too small; the epochs
+        before are kept then.
         """
-        writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.state.epoch + 1)
-        for epoch in range(self.state.epoch, self.settings.epochs):
-            line = {"epoch": epoch + 1, **self._train_epoch(epoch, progress), "val_mAP": self._validate()}
-            self._take_if_best(line)
-            self.state.history.append(line)
-            self.state.epoch = epoch + 1
-            self._log(writer)
-            self._keep()
-            if progress is not None:
-                progress.epoch_done(line)
-        writer.close()
+        with SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.state.epoch + 1) as writer:
+            for epoch in range(self.state.epoch, self.settings.epochs):
+                line = self._epoch(epoch, progress)
+                self._take_if_best(line)
+                self.state.history.append(line)
+                self.state.epoch = epoch + 1
+                self._log(writer)
+                self._keep()
+                if progress is not None:
+                    progress.epoch_done(line)
         return self.state
+
+    def _epoch(self, epoch: int, progress: Progress | None) -> dict[str, Any]:
+        """Train and validate once: the epoch's line of the log."""
+        try:
+            trained = self._train_epoch(epoch, progress)
+            return {"epoch": epoch + 1, **trained, "val_mAP": self._validate(epoch)}
+        except torch.OutOfMemoryError:
+            raise RunError(
+                f"{self.folder.name} does not fit into the memory of {self.fabric.device}; set a smaller "
+                f"train.batch_size (now {self.settings.batch_size}) or model.image_size"
+            ) from None
 
     def _train_epoch(self, epoch: int, progress: Progress | None) -> dict[str, float]:
         """One pass over the training images; the mean of every part of the loss, the rate, and the speed."""
@@ -156,11 +161,7 @@ class Trainer:
                 progress.advance(len(batch.indices))
         losses = {name: float(total) / len(self.data.training) for name, total in sums.items()}
         if not math.isfinite(losses["loss"]):
-            raise RunError(
-                f"the loss of {self.folder.name} is {losses['loss']} in epoch {epoch + 1} of "
-                f"{self.settings.epochs}; the epochs before are kept in {self.folder}. Lower the learning rate "
-                f"(lr={self.settings.lr}), or use precision=fp32"
-            )
+            raise self._diverged(f"loss of {self.folder.name} is {losses['loss']}", epoch)
         seconds = time.monotonic() - start
         rate = self.optimizer.param_groups[0]["lr"]
         return losses | {"lr": rate, "images_per_second": images / seconds, "seconds": seconds}
@@ -181,11 +182,19 @@ class Trainer:
             self.averaged.update(self.task.model, step)
         return outputs
 
-    def _validate(self) -> float | None:
+    def _validate(self, epoch: int) -> float | None:
         logits, targets = predict_logits(
             self.evaluated, self.data.validation, self.data.preprocessing, self.fabric, self.memory_format
         )
+        if not logits.isfinite().all():
+            raise self._diverged(f"validation of {self.folder.name} gives logits that are not finite", epoch)
         return mean_average_precision(logits, targets[:, self.task.columns])
+
+    def _diverged(self, what: str, epoch: int) -> RunError:
+        return RunError(
+            f"the {what} in epoch {epoch + 1} of {self.settings.epochs}; the epochs before are kept in "
+            f"{self.folder}. Lower the learning rate (lr={self.settings.lr}), or use precision=fp32"
+        )
 
     def _take_if_best(self, line: dict[str, Any]) -> None:
         state, map_ = self.state, line["val_mAP"]
@@ -219,7 +228,7 @@ class Trainer:
             return fresh
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError):
+        except Exception:  # on bytes that are no state, torch raises nearly anything
             return fresh
         if not isinstance(content, dict) or content.get("key") != self.key:
             return fresh
@@ -228,8 +237,7 @@ class Trainer:
         return Progressed(**content["state"])
 
     def _log(self, writer: SummaryWriter) -> None:
-        """The history as JSON lines, whole, so that a restart leaves no line twice; its end to TensorBoard.
-        """
+        """The history as JSON lines, whole, so that no line is there twice; its end to TensorBoard."""
         history = self.state.history
         atomic_write(self.folder / LOG_FILE, "".join(json.dumps(line) + "\n" for line in history))
         for name, value in history[-1].items():
@@ -246,6 +254,13 @@ def make_optimizer(model: nn.Module, settings: TrainConfig) -> Optimizer:
     ]
     kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
     return kind([group for group in groups if group["params"]], lr=settings.lr)
+
+
+def make_scheduler(optimizer: Optimizer, settings: TrainConfig, steps: int) -> OneCycleLR:
+    """One cycle of the learning rate over `steps`: up to `lr` in the share `warmup`, and down to nearly 0."""
+    # OneCycleLR divides by zero where a phase has no length: a step up and a step down at the least
+    steps = max(steps, 3)
+    return OneCycleLR(optimizer, settings.lr, total_steps=steps, pct_start=max(settings.warmup, 2 / steps))
 
 
 @torch.no_grad()

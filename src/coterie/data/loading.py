@@ -112,7 +112,13 @@ class Batches:
     def __init__(self, views: Views, sampler: EpochSampler, workers: int = 0) -> None:
         self.sampler = sampler
         self._loader: DataLoader[Batch] = DataLoader(
-            views, batch_sampler=sampler, num_workers=workers, persistent_workers=workers > 0
+            views,
+            batch_sampler=sampler,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            # The loader draws a seed for its workers when it makes them: from torch's generator, dropout
+            # would depend on the number of workers and on whether a training was stopped.
+            generator=torch.Generator(),
         )
 
     @property

@@ -1,8 +1,8 @@
 """The built-in scenes: pictures composed from handwritten digits, with known co-occurrence.
 
 A class is a digit in an ink ("red 3"). Classes belong to themes; a picture has a theme and takes most of its
-labels from it, so labels of one theme are companions. In the split "test_shifted" labels are drawn with the
-same frequencies but without themes: a model that leans on companions loses there.
+labels from it, so labels of one theme are companions. In the split "test_shifted" labels are drawn about
+as often but without themes: a model that leans on companions loses there.
 """
 
 from __future__ import annotations

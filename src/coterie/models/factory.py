@@ -16,7 +16,7 @@ from torch import nn
 
 from coterie.config import ModelConfig
 from coterie.data.transforms import Preprocessing
-from coterie.errors import CheckpointError, ConfigError, did_you_mean
+from coterie.errors import CheckpointError, ConfigError, did_you_mean, shortened
 from coterie.models.classifier import Classifier
 from coterie.models.squeezenet import NUM_FEATURES as SQUEEZENET_FEATURES
 from coterie.models.squeezenet import SqueezeNetBackbone
@@ -28,6 +28,8 @@ ModelBuilder = Callable[..., nn.Module]
 
 SQUEEZENET_NAMES = ("squeezenet", "squeezenet1_1")
 DEFAULT_IMAGE_SIZE = 224
+# What timm's constructors raise on arguments that do not fit.
+BUILD_ERRORS = (TypeError, KeyError, ValueError, AssertionError, AttributeError, RuntimeError)
 
 
 @dataclass(frozen=True)
@@ -71,11 +73,12 @@ class ModelFactory:
     def _backbone(self) -> tuple[nn.Module, int]:
         settings = self.settings
         if settings.name in SQUEEZENET_NAMES:
-            return _downloading(
-                settings, lambda: SqueezeNetBackbone(settings.pretrained)
-            ), SQUEEZENET_FEATURES
+            if settings.options:
+                raise ConfigError(f"{settings.name} takes no model.options")
+            squeezenet = _downloading(settings, lambda: SqueezeNetBackbone(settings.pretrained))
+            return squeezenet, SQUEEZENET_FEATURES
         check_timm_name(settings.name)
-        options = dict(settings.options)
+        options: dict[str, Any] = dict(settings.options)
         config = timm.get_pretrained_cfg(settings.name, allow_unregistered=True)
         if settings.image_size and config is not None and config.fixed_input_size:
             options.setdefault("img_size", settings.image_size)
@@ -84,8 +87,12 @@ class ModelFactory:
                 settings,
                 lambda: timm.create_model(settings.name, settings.pretrained, num_classes=0, **options),
             )
-        except TypeError as error:
-            raise ConfigError(f"model.options do not fit {settings.name}: {error}") from None
+        except BUILD_ERRORS as error:
+            given = ", ".join(f"{key}={value!r}" for key, value in options.items()) or "its defaults"
+            reason = f"{type(error).__name__}: {error}"
+            raise ConfigError(
+                f"timm cannot build {settings.name} with {given} (model.options): {reason}"
+            ) from None
         num_features: Any = getattr(backbone, "head_hidden_size", None) or backbone.num_features
         return backbone, int(num_features)
 
@@ -94,16 +101,17 @@ def make_factory(settings: ModelConfig, builder: ModelBuilder | None = None) -> 
     """The factory for the settings; a `module:function` name is imported here, and must be callable."""
     if builder is None and ":" in settings.name:
         builder = import_builder(settings.name)
-    if builder is not None and (settings.weights or settings.pretrained):
-        raise ConfigError(
-            "model.weights and model.pretrained do not reach your own model; load weights in its builder"
-        )
+    useless = [name for name in ("weights", "pretrained", "options", "drop_rate") if getattr(settings, name)]
+    if builder is not None and useless:
+        raise ConfigError(f"model.{useless[0]} does not reach your own model; do that in its builder")
     return ModelFactory(settings, builder)
 
 
 def import_builder(name: str) -> ModelBuilder:
     """The function `module:function`, looked for in the current folder too."""
     module_name, _, function_name = name.partition(":")
+    if not all(part.isidentifier() for part in (*module_name.split("."), function_name)):
+        raise ConfigError(f"'{name}' names no function to build a model; write it as module:function")
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
@@ -125,6 +133,12 @@ def check_timm_name(name: str) -> None:
     if not timm.is_model(architecture):
         hint = did_you_mean(architecture, [*timm.list_models(), *SQUEEZENET_NAMES])
         raise ConfigError(f"model.name={name}: there is no such model in timm{hint}")
+    try:
+        timm.get_pretrained_cfg(name, allow_unregistered=True)
+    except RuntimeError:
+        tagged = timm.list_pretrained(f"{architecture}.*")
+        hint = did_you_mean(name, tagged) or f"; it has {shortened(tagged)}"
+        raise ConfigError(f"model.name={name}: timm has no such weights of {architecture}{hint}") from None
 
 
 def _build_own(builder: ModelBuilder, class_names: Sequence[str]) -> nn.Module:
@@ -164,10 +178,11 @@ def _downloading(settings: ModelConfig, build: Callable[[], nn.Module]) -> nn.Mo
     """`build()`, with a failure to get pretrained weights told as one."""
     try:
         return build()
-    except (OSError, RuntimeError) as error:
-        if not settings.pretrained:
+    # What a missing network raises differs by the libraries below: OSError, RuntimeError, errors of HTTP.
+    except Exception as error:
+        if not settings.pretrained or isinstance(error, TypeError | AssertionError | LookupError):
             raise
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
         raise CheckpointError(
             f"the pretrained weights of {settings.name} cannot be had: {reason}. "
             "Check the network, or give a file with model.weights=FILE"

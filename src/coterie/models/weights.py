@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from coterie.errors import CheckpointError, shortened
 
 # What training scripts and wrappers put before the names of a model.
-WRAPPERS = ("_orig_mod.", "module.", "model.", "backbone.", "encoder.")
+WRAPPERS = ("_orig_mod", "module", "model", "backbone", "encoder")
 # Where files keep the state dict, when it is not at the top.
 CONTAINERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model")
 
@@ -45,7 +43,10 @@ def load_backbone_weights(backbone: nn.Module, path: Path, classifier: tuple[str
     Raises CheckpointError where a tensor is missing or has another shape, or the file has others.
     """
     wanted = backbone.state_dict()
-    given = _without_wrappers(read_state_dict(path), wanted)
+    content = read_state_dict(path)
+    if all(key.startswith(("backbone.", "head.")) for key in content):
+        classifier = ("head",)  # the file is of a Classifier, as trained by coterie
+    given = _without_wrappers(content, wanted)
     # A file from a version of torch or a converter that does not write this counter is whole all the same.
     missing = [key for key in wanted if key not in given and not key.endswith("num_batches_tracked")]
     shapes = [
@@ -54,7 +55,8 @@ def load_backbone_weights(backbone: nn.Module, path: Path, classifier: tuple[str
         if key in given and given[key].shape != wanted[key].shape
     ]
     others = [key for key in given if key not in wanted]
-    left_out = tuple(key for key in others if key.startswith(tuple(f"{prefix}." for prefix in classifier)))
+    heads = tuple(f"{prefix}." for prefix in classifier)
+    left_out = tuple(sorted(key for key in others if key.startswith(heads)))
     unexpected = [key for key in others if key not in left_out]
     problems = [
         f"{len(missing)} tensors are missing from it ({shortened(missing)})" if missing else "",
@@ -76,13 +78,20 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file or of a state dict saved by torch; no code in it is run."""
     if not path.is_file():
         raise CheckpointError(f"weights file {path} is not there")
-    try:
-        if path.suffix == ".safetensors":
+    if path.suffix == ".safetensors":
+        try:
             return dict(load_file(path))
-        return _state_dict_in(torch.load(path, map_location="cpu", weights_only=True), path)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"weights file {path} cannot be read: {reason}") from None
+        except Exception as error:
+            raise CheckpointError(f"weights file {path} cannot be read: {error}") from None
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    # On a damaged file torch raises nearly anything, and on code in it advice to run that code.
+    except Exception:
+        raise CheckpointError(
+            f"weights file {path} cannot be read: it is damaged, is no file of torch, or holds objects other "
+            "than tensors; those are never loaded. Save the model's state_dict(), best as safetensors"
+        ) from None
+    return _state_dict_in(content, path)
 
 
 def _state_dict_in(content: Any, path: Path) -> dict[str, Tensor]:
@@ -97,11 +106,18 @@ def _state_dict_in(content: Any, path: Path) -> dict[str, Tensor]:
 
 
 def _without_wrappers(given: dict[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Strip wrappers' prefixes as long as that finds more of the backbone's keys."""
+    """Strip the prefix of wrappers that finds most of the backbone's keys, the shortest of those."""
+    prefixes = {"".join(f"{part}." for part in parts) for key in given for parts in _leading_wrappers(key)}
     best = given
-    for _ in range(3):
-        for prefix in WRAPPERS:
-            stripped = {key.removeprefix(prefix): tensor for key, tensor in best.items()}
-            if len(stripped) == len(best) and len(stripped.keys() & wanted) > len(best.keys() & wanted):
-                best = stripped
+    for prefix in sorted(prefixes, key=len):
+        stripped = {key.removeprefix(prefix): tensor for key, tensor in given.items()}
+        if len(stripped) == len(given) and len(stripped.keys() & wanted) > len(best.keys() & wanted):
+            best = stripped
     return best
+
+
+def _leading_wrappers(key: str) -> list[list[str]]:
+    """'module.model.conv.weight' -> [['module'], ['module', 'model']]."""
+    parts = key.split(".")
+    count = next((number for number, part in enumerate(parts) if part not in WRAPPERS), len(parts))
+    return [parts[:number] for number in range(1, count + 1)]

@@ -1,0 +1,43 @@
+# `make` lists the targets. Everything is installed into .venv, in the versions of constraints.txt.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format clean
+
+help: ## show this list
+	@echo "make TARGET, where TARGET is one of:"
+	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  \1\t\2/p' Makefile | expand -t 12
+
+demo: setup ## train on the built-in scenes and print the result
+	$(BIN)/coterie run recipe=demo
+
+test: lint ## run all checks: ruff, mypy, pytest
+	$(BIN)/pytest
+
+lint: setup ## run ruff and mypy
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: setup ## put the code in ruff's format, and mend what ruff can mend
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+setup: $(INSTALLED) ## make .venv with pinned versions, where it is missing or out of date
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null || { \
+		echo "Coterie needs Python 3.11 or later; '$(PYTHON)' is $$($(PYTHON) --version 2>&1 || true)"; \
+		echo "Name another: make setup PYTHON=python3.12"; exit 1; } >&2
+	@echo "Setting up $(VENV) with pinned versions. The first time downloads several gigabytes."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+clean: ## remove .venv, caches and builds; runs stay
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build dist
+	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

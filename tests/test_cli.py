@@ -1,0 +1,544 @@
+"""The command line: what it prints, and that bad input is one message and never a traceback."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from coterie.cli import main
+from coterie.config import load_config
+from coterie.pipeline import Run
+from coterie.runfolder import RunFolder
+from coterie.trainer import Trainer
+from tests.tiny import CLASS_NAMES, RUN_WORDS, SIDE, Net, change_line, make_dataset, write_table
+
+OWN_MODEL = ("--model", "tests.tiny:Net")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    status: int
+    output: str
+    error: str
+
+
+Command = Callable[..., Outcome]
+
+
+@pytest.fixture
+def coterie_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """`coterie WORDS…` in this process."""
+
+    def call(*words: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["coterie", *map(str, words)])
+        with pytest.raises(SystemExit) as exit_:
+            main()
+        printed = capsys.readouterr()
+        return Outcome(int(exit_.value.code or 0), printed.out, printed.err)
+
+    return call
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    return write_table(tmp_path / "photos")
+
+
+def run_words(table: Path, out: Path, *changes: str) -> list[str]:
+    return ["run", *RUN_WORDS, f"data={table}", f"out={out}", *changes]
+
+
+def assert_refused(outcome: Outcome, *parts: str, status: int = 1) -> None:
+    """One message on stderr with all `parts`, and no traceback."""
+    assert outcome.status == status, outcome.error
+    assert outcome.error.startswith("error: ")
+    assert outcome.error.count("error: ") == 1
+    assert "Traceback" not in outcome.error
+    for part in parts:
+        assert part in outcome.error
+
+
+# Help
+
+
+def test_help_names_the_commands(coterie_command: Command) -> None:
+    outcome = coterie_command("--help")
+    assert outcome.status == 0
+    for name in ("run", "partition", "evaluate", "predict", "recipes", "settings"):
+        assert f" {name} " in outcome.output
+
+
+def test_help_of_run_says_how_to_write_settings_and_how_to_go_on(coterie_command: Command) -> None:
+    outcome = coterie_command("run", "--help")
+    assert "coterie run [OPTIONS] [KEY=VALUE]..." in outcome.output
+    assert "the same command goes on with a run that was stopped" in outcome.output
+    assert "--update" in outcome.output
+    assert "--no-update" not in outcome.output
+
+
+def test_wrong_usage_has_a_status_of_its_own(coterie_command: Command) -> None:
+    assert coterie_command("run", "--no-such-option").status == 2
+    assert coterie_command("predict").status == 2
+    assert coterie_command("dance").status == 2
+
+
+def test_settings_and_recipes_are_listed(coterie_command: Command) -> None:
+    assert "train.epochs" in coterie_command("settings").output
+    assert "demo" in coterie_command("recipes").output.splitlines()
+
+
+# run: what is printed
+
+
+def test_a_run_prints_plain_lines_and_the_results(
+    coterie_command: Command, table: Path, finished_run: Run
+) -> None:
+    outcome = coterie_command(*run_words(table, table.parent.parent / "run"))
+    assert outcome.status == 0
+    assert outcome.error == ""
+    lines = outcome.output.splitlines()
+    assert lines[0] == "labels.csv: 4 classes, 24 train, 12 val, 12 test, 12 test_shifted images"
+    assert lines[1] == "note: 1 image has no label"
+    assert lines[2].startswith("baseline: val mAP ")
+    assert sum(line.startswith("teachers/") for line in lines) == 4
+    assert not any(mark in outcome.output for mark in ("\x1b", "\r"))
+    student = finished_run.metrics["test_shifted"]["student"]
+    (row,) = [line for line in lines if "test_shifted mAP" in line]
+    assert f"{student['mAP']:.2f}" in row
+
+
+def test_a_finished_run_says_so(coterie_command: Command, run_copy: Run) -> None:
+    outcome = coterie_command(*run_words(Path(run_copy.config.data.source), run_copy.folder))
+    assert outcome.status == 0
+    assert outcome.output.count("done before") == 6
+
+
+def test_names_with_brackets_are_printed_as_they_are(coterie_command: Command, tmp_path: Path) -> None:
+    dataset = replace(make_dataset(), class_names=("[red]", "[/green]", ":blue:", "stripes [bold]x"))
+    dataset.targets[dataset.indices("val"), 0] = 0
+    table = write_table(tmp_path / "photos [1]", dataset)
+    outcome = coterie_command(*run_words(table, tmp_path / "run [2]"))
+    assert outcome.status == 0
+    assert "in val and are left out of its means: '[red]'" in outcome.output
+    assert f"{tmp_path / 'run [2]'} holds the run" in outcome.output
+    groups = coterie_command("partition", *RUN_WORDS, f"data={table}")
+    for name in dataset.class_names:
+        assert name in groups.output
+    listed = coterie_command(
+        "predict", tmp_path / "run [2]", table.parent / "000.png", *OWN_MODEL, "--top", 4
+    )
+    assert listed.output.startswith(f"{table.parent / '000.png'}: ")
+    for name in dataset.class_names:
+        assert f"{name} 0." in listed.output
+    assert_refused(coterie_command("evaluate", tmp_path / "run [3]"), f"at {tmp_path / 'run [3]'}\n")
+
+
+def test_partitions_are_shown_and_written(coterie_command: Command, table: Path, tmp_path: Path) -> None:
+    outcome = coterie_command("partition", *RUN_WORDS, f"data={table}", "--out", tmp_path / "groups")
+    assert outcome.status == 0
+    assert "co-occurrence (normalized-cut)" in outcome.output
+    for branch in ("co-occurrence", "dis-occurrence"):
+        content = json.loads((tmp_path / "groups" / f"{branch}.json").read_text())
+        assert sorted(name for group in content["groups"] for name in group) == sorted(CLASS_NAMES)
+
+
+# run: bad input
+
+
+def break_file(table: Path) -> None:
+    (table.parent / "003.png").write_bytes(b"no picture")
+
+
+def empty_table(table: Path) -> None:
+    table.write_text("")
+
+
+def remove_image(table: Path) -> None:
+    (table.parent / "003.png").unlink()
+
+
+def repeat_row(table: Path) -> None:
+    change_line(table, "004.png", "003.png,red,train")
+
+
+def put_in_two_splits(table: Path) -> None:
+    change_line(table, "004.png", "003.png,red,test")
+
+
+def remove_positives(table: Path) -> None:
+    for number in range(24):
+        change_line(table, f"{number:03d}.png", f"{number:03d}.png,red;blue;stripes,train")
+
+
+@pytest.mark.parametrize(
+    ("damage", "parts"),
+    [
+        (remove_image, ("1 of 60 images", "'003.png'", "data.image_root")),
+        (break_file, ("'003.png'", "not a picture of a known format", "data.on_corrupt=skip")),
+        (empty_table, ("labels.csv is empty", "it needs a header")),
+        (repeat_row, ("'003.png' in line 5 and line 6", "put all labels of an image in one row")),
+        (put_in_two_splits, ("'003.png' in split 'train'", "in split 'test'", "keep each in one split")),
+        (remove_positives, ("no positive in train: 'green'", "data.min_positives=1")),
+    ],
+)
+def test_bad_data_is_one_message(
+    coterie_command: Command, table: Path, damage: Callable[[Path], None], parts: tuple[str, ...]
+) -> None:
+    damage(table)
+    outcome = coterie_command(*run_words(table, table.parent.parent / "run"))
+    assert_refused(outcome, *parts)
+    assert not (table.parent.parent / "run" / "config.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        ("k=5", ("5", "4 classes")),
+        ("train.epoch=3", ("no setting 'train.epoch'", "did you mean 'train.epochs'")),
+        ("train.epochs=many", ("setting 'train.epochs'", "got 'many'")),
+        ("nonsense", ("'nonsense' is not a setting", "key=value")),
+        ("model=resnet5", ("model.name=resnet5", "no such model", "did you mean 'resnet")),
+        ("model=tests.tiny:Nett", ("no function 'Nett'", "did you mean 'Net'")),
+        ("data=missing/labels.csv", ("missing/labels.csv is not there",)),
+        ("recipe=demmo", ("no recipe 'demmo'", "did you mean 'demo'")),
+    ],
+)
+def test_bad_settings_are_one_message(
+    coterie_command: Command, table: Path, change: str, parts: tuple[str, ...]
+) -> None:
+    assert_refused(coterie_command(*run_words(table, table.parent.parent / "run", change)), *parts)
+    assert not (table.parent.parent / "run").exists()
+
+
+def test_a_corrupt_image_can_be_left_out(coterie_command: Command, table: Path) -> None:
+    break_file(table)
+    outcome = coterie_command(*run_words(table, table.parent.parent / "run", "data.on_corrupt=skip"))
+    assert outcome.status == 0
+    assert "note: 1 of 60 images cannot be read and are left out: '003.png'" in outcome.output
+    assert "23 train" in outcome.output
+
+
+def test_weights_of_another_architecture_are_refused(
+    coterie_command: Command, table: Path, tmp_path: Path
+) -> None:
+    torch.save(nn.Linear(3, 2).state_dict(), tmp_path / "others.pt")
+    words = run_words(table, tmp_path / "run", "model.name=test_resnet", "model.image_size=32")
+    outcome = coterie_command(*words, f"model.weights={tmp_path / 'others.pt'}")
+    assert_refused(outcome, "others.pt is not of this backbone", "model.name")
+    outcome = coterie_command(*words, f"model.weights={tmp_path / 'missing.pt'}")
+    assert_refused(outcome, "missing.pt is not there")
+
+
+def test_a_folder_of_another_config_is_refused_and_nothing_is_lost(
+    coterie_command: Command, run_copy: Run
+) -> None:
+    before = (run_copy.folder / "manifest.json").read_bytes()
+    words = run_words(Path(run_copy.config.data.source), run_copy.folder, "distill.a=0.25")
+    assert_refused(coterie_command(*words), "distill.a: 0.5 -> 0.25", "out=", "--update")
+    assert (run_copy.folder / "manifest.json").read_bytes() == before
+    updated = coterie_command(*words, "--update")
+    assert updated.status == 0
+    assert updated.output.count("done before") == 5
+
+
+def test_a_folder_that_cannot_be_written_is_named(
+    coterie_command: Command, table: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, **_: Any) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    outcome = coterie_command(*run_words(table, table.parent.parent / "run"))
+    assert_refused(outcome, "run cannot be written: Permission denied", "out=")
+
+
+def test_a_run_in_use_is_refused(coterie_command: Command, run_copy: Run) -> None:
+    with RunFolder(run_copy.folder).locked():
+        words = run_words(Path(run_copy.config.data.source), run_copy.folder)
+        assert_refused(coterie_command(*words), "another process works in", str(run_copy.folder))
+
+
+def test_a_full_disk_in_a_training_is_one_message_and_a_restart_goes_on(
+    coterie_command: Command, table: Path, finished_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = table.parent.parent / "run"
+    sync = os.fsync
+
+    def sync_until_full(file: int) -> None:
+        if (folder / "teachers" / "co-occurrence-0" / "last.pt").exists():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync(file)
+
+    monkeypatch.setattr(os, "fsync", sync_until_full)
+    outcome = coterie_command(*run_words(table, folder))
+    monkeypatch.setattr(os, "fsync", sync)
+    assert_refused(outcome, f"the run in {folder} stopped: No space left on device", "goes on from the last")
+    assert not list(folder.rglob("*.tmp"))
+    assert [training.state for training in RunFolder(folder).trainings()].count("done") == 1
+    assert coterie_command(*run_words(table, folder)).status == 0
+    assert json.loads((folder / "metrics.json").read_text())["splits"] == finished_run.metrics
+
+
+def test_too_small_a_disk_is_one_message(
+    coterie_command: Command, table: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**6, 10**6, 0))
+    outcome = coterie_command(*run_words(table, table.parent.parent / "run"))
+    assert_refused(outcome, "the disk has 0.00 GB free", "free some, or choose another place with out=")
+
+
+def test_ctrl_c_in_a_training_is_one_message_and_a_restart_goes_on(
+    coterie_command: Command, table: Path, finished_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = table.parent.parent / "run"
+    step, steps = Trainer._step, 0
+
+    def step_until_stopped(self: Trainer, *arguments: Any) -> Any:
+        nonlocal steps
+        steps += 1
+        if steps == 11:  # in the second epoch of the first teacher
+            raise KeyboardInterrupt
+        return step(self, *arguments)
+
+    monkeypatch.setattr(Trainer, "_step", step_until_stopped)
+    outcome = coterie_command(*run_words(table, folder))
+    assert_refused(outcome, "stopped; a run goes on from its last finished epoch", status=130)
+    restarted = coterie_command(*run_words(table, folder))
+    assert restarted.status == 0
+    assert restarted.output.count("done before") == 1
+    assert steps == 6 * 6 + 2  # of the broken epoch two steps were done twice, and one never
+    assert json.loads((folder / "metrics.json").read_text())["splits"] == finished_run.metrics
+
+
+def test_a_loss_that_is_not_a_number_is_one_message(
+    coterie_command: Command, table: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        Net, "forward", lambda self, images: self.head.weight.sum(1).expand(len(images), -1) / 0
+    )
+    outcome = coterie_command(*run_words(table, table.parent.parent / "run"))
+    assert_refused(outcome, "the loss of baseline is nan in epoch 1 of 2", "Lower the learning rate")
+
+
+def test_as_a_program_it_prints_the_message_and_exits_with_one(table: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    (table.parent / "003.png").unlink()
+    command = [sys.executable, "-m", "coterie.cli", *run_words(table, table.parent.parent / "run")]
+    finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert_refused(Outcome(finished.returncode, finished.stdout, finished.stderr), "'003.png'")
+    assert finished.stdout == ""
+
+
+# evaluate
+
+
+def test_evaluate_measures_a_run_on_its_own_data(
+    coterie_command: Command, finished_run: Run, tmp_path: Path
+) -> None:
+    out = tmp_path / "new" / "results.json"
+    outcome = coterie_command("evaluate", finished_run.folder, *OWN_MODEL, "--out", out)
+    assert outcome.status == 0
+    expected = {name: finished_run.metrics["test"][name] for name in ("baseline", "student")}
+    assert json.loads(out.read_text()) == {"test": expected}
+    (row,) = [line for line in outcome.output.splitlines() if "test mAP" in line]
+    assert f"{expected['baseline']['mAP']:.2f}" in row
+    assert f"{expected['student']['mAP']:.2f}" in row
+
+
+def test_evaluate_measures_one_checkpoint_on_other_data_and_another_split(
+    coterie_command: Command, finished_run: Run, tmp_path: Path
+) -> None:
+    table = write_table(tmp_path / "photos")
+    words = (finished_run.folder / "student", f"data={table}", "--split", "val", *OWN_MODEL)
+    outcome = coterie_command("evaluate", *words)
+    assert f"{finished_run.metrics['val']['student']['mAP']:.2f}" in outcome.output
+
+
+def test_evaluate_says_which_classes_it_leaves_out(
+    coterie_command: Command, finished_run: Run, table: Path
+) -> None:
+    change_line(table, "040.png", "040.png,red;purple,test")
+    outcome = coterie_command("evaluate", finished_run.folder, f"data={table}", *OWN_MODEL)
+    assert outcome.status == 0
+    assert "note: classes that the model does not know are left out: 'purple'" in outcome.output
+
+
+def test_evaluate_refuses_a_table_of_other_classes(
+    coterie_command: Command, finished_run: Run, tmp_path: Path
+) -> None:
+    dataset = replace(make_dataset(), class_names=("red", "greens", "blue", "stripes"))
+    table = write_table(tmp_path / "photos", dataset)
+    outcome = coterie_command("evaluate", finished_run.folder, f"data={table}", *OWN_MODEL)
+    assert_refused(outcome, "no class 'green'", "did you mean 'greens'")
+
+
+def test_evaluate_refuses_what_is_no_finished_run(
+    coterie_command: Command, run_copy: Run, tmp_path: Path
+) -> None:
+    assert_refused(
+        coterie_command("evaluate", tmp_path / "none"), f"no run or checkpoint at {tmp_path / 'none'}"
+    )
+    (run_copy.folder / "student" / "checkpoint.json").unlink()
+    outcome = coterie_command("evaluate", run_copy.folder, *OWN_MODEL)
+    assert_refused(outcome, f"the run in {run_copy.folder} is not finished", "coterie run")
+    assert_refused(coterie_command("evaluate", run_copy.folder / "baseline"), "--model module:function")
+
+
+def test_evaluate_refuses_a_split_that_is_not_there(coterie_command: Command, finished_run: Run) -> None:
+    outcome = coterie_command("evaluate", finished_run.folder, "--split", "exam", *OWN_MODEL)
+    assert_refused(outcome, "no split 'exam'", "'test_shifted'")
+
+
+# predict
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> Path:
+    """A folder of three pictures, one of them broken; names and labels need care in a table."""
+    folder = tmp_path / 'a, "b"'
+    folder.mkdir()
+    for name in ("1.png", "3.png"):
+        make_dataset().load_image(0).save(folder / name)
+    (folder / "2.png").write_bytes(b"no picture")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def awkward_run(finished_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint whose labels hold commas and quotes."""
+    folder = tmp_path_factory.mktemp("awkward")
+    for name in ("model.safetensors", "checkpoint.json"):
+        (folder / name).write_bytes((finished_run.folder / "student" / name).read_bytes())
+    info = json.loads((folder / "checkpoint.json").read_text())
+    info["class_names"] = ["a, b", 'the "c"', "d;e", "é\tf"]
+    (folder / "checkpoint.json").write_text(json.dumps(info))
+    return folder
+
+
+def test_predict_prints_a_line_a_picture_and_says_what_it_could_not_read(
+    coterie_command: Command, finished_run: Run, mixed: Path
+) -> None:
+    outcome = coterie_command("predict", finished_run.folder, mixed, *OWN_MODEL, "--top", 2)
+    lines = outcome.output.splitlines()
+    best = finished_run.student.predict([mixed / "1.png"], threshold=0)[0]
+    shown = ", ".join(f"{label} {best.scores[label]:.2f}" for label in best.labels[:2])
+    assert lines[0] == f"{mixed / '1.png'}: {shown}"
+    assert lines[1] == f"{mixed / '2.png'}: it is not a picture of a known format"
+    assert len(lines) == 3
+    assert_refused(outcome, "1 of 3 pictures cannot be read", "2.png (it is not a picture of a known format)")
+
+
+def test_predict_as_csv_survives_commas_and_quotes(
+    coterie_command: Command, awkward_run: Path, mixed: Path
+) -> None:
+    outcome = coterie_command("predict", awkward_run, mixed, *OWN_MODEL, "--threshold", 0, "--format", "csv")
+    rows = list(csv.DictReader(io.StringIO(outcome.output)))
+    labels = [row["label"] for row in rows if row["image"] == str(mixed / "1.png")]
+    assert sorted(labels) == sorted(["a, b", 'the "c"', "d;e", "é\tf"])
+    scores = [float(row["score"]) for row in rows[:4]]
+    assert scores == sorted(scores, reverse=True)
+    assert [row for row in rows if row["error"]] == [
+        {
+            "image": str(mixed / "2.png"),
+            "label": "",
+            "score": "",
+            "error": "it is not a picture of a known format",
+        }
+    ]
+    assert outcome.status == 1
+
+
+def test_predict_as_jsonl_has_an_object_a_picture(
+    coterie_command: Command, awkward_run: Path, mixed: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "new" / "labels.jsonl"
+    outcome = coterie_command(
+        "predict", awkward_run, mixed, *OWN_MODEL, "--top", 4, "--format", "jsonl", "--out", out
+    )
+    assert outcome.output == ""
+    first, broken, third = map(json.loads, out.read_text(encoding="utf-8").splitlines())
+    assert set(first["labels"]) == {"a, b", 'the "c"', "d;e", "é\tf"}
+    assert first["labels"] == third["labels"]
+    assert broken == {
+        "image": str(mixed / "2.png"),
+        "labels": {},
+        "error": "it is not a picture of a known format",
+    }
+
+
+def test_predict_gives_the_labels_above_the_threshold_or_the_best(
+    coterie_command: Command, finished_run: Run, table: Path
+) -> None:
+    photo = table.parent / "000.png"
+    words = ("predict", finished_run.folder, photo, *OWN_MODEL, "--format", "jsonl")
+    scores = finished_run.student.predict([photo])[0].scores
+    ranked = sorted(scores, key=lambda label: -scores[label])
+
+    def labels(*options: object) -> list[str]:
+        outcome = coterie_command(*words, *options)
+        assert outcome.status == 0
+        return list(json.loads(outcome.output)["labels"])
+
+    middle = (scores[ranked[1]] + scores[ranked[2]]) / 2
+    assert labels("--threshold", middle) == ranked[:2]
+    assert labels("--threshold", 1) == []
+    assert labels("--threshold", 1, "--top", 3) == ranked[:3]
+    assert labels() == [label for label in ranked if scores[label] > 0.5]
+
+
+def test_predict_without_labels_still_has_a_row(
+    coterie_command: Command, finished_run: Run, table: Path
+) -> None:
+    words = ("predict", finished_run.folder, table.parent / "000.png", *OWN_MODEL, "--threshold", 1)
+    assert coterie_command(*words).output == f"{table.parent / '000.png'}: -\n"
+    assert coterie_command(*words, "--format", "csv").output.splitlines() == [
+        "image,label,score,error",
+        f"{table.parent / '000.png'},,,",
+    ]
+
+
+def test_predict_refuses_what_is_no_finished_run(
+    coterie_command: Command, run_copy: Run, tmp_path: Path
+) -> None:
+    assert_refused(coterie_command("predict", tmp_path / "none", tmp_path), "no run or checkpoint at")
+    (run_copy.folder / "student" / "checkpoint.json").unlink()
+    outcome = coterie_command("predict", run_copy.folder, tmp_path, *OWN_MODEL)
+    assert_refused(outcome, f"the run in {run_copy.folder} is not finished")
+
+
+def test_predict_refuses_pictures_that_are_not_there_before_it_writes(
+    coterie_command: Command, finished_run: Run, tmp_path: Path
+) -> None:
+    out = tmp_path / "labels.csv"
+    out.write_text("of yesterday")
+    (tmp_path / "empty").mkdir()
+    words = ("predict", finished_run.folder, *OWN_MODEL, "--out", out)
+    assert_refused(coterie_command(*words, tmp_path / "missing.jpg"), "no picture or folder", "missing.jpg")
+    assert_refused(coterie_command(*words, tmp_path / "empty"), "empty holds no picture")
+    assert_refused(coterie_command(*words, "--device", "warp", tmp_path), "device warp cannot be used")
+    assert out.read_text() == "of yesterday"
+
+
+def test_predict_says_where_it_cannot_write(coterie_command: Command, finished_run: Run, table: Path) -> None:
+    words = ("predict", finished_run.folder, table.parent / "000.png", *OWN_MODEL)
+    assert_refused(coterie_command(*words, "--out", table.parent), "Is a directory", str(table.parent))
+
+
+def test_a_config_file_of_a_run_makes_the_same_run(finished_run: Run) -> None:
+    config = load_config([f"recipe={finished_run.folder / 'config.yaml'}"])
+    assert config == finished_run.config
+    assert config.model.image_size == SIDE

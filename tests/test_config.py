@@ -1,0 +1,253 @@
+"""Settings: what words, recipes and files give, and what a wrong one is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import BaseModel
+
+from coterie.config import (
+    RESERVED_OPTIONS,
+    ROLES,
+    Config,
+    changed_settings,
+    describe_settings,
+    load_config,
+    read_config,
+    recipe_names,
+    setting_names,
+)
+from coterie.errors import ConfigError
+
+
+def message(*words: str, **settings: Any) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_config(words, settings=settings)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("train.epoch=3", "there is no setting 'train.epoch'; did you mean 'train.epochs'?"),
+        ("trian.epochs=3", "there is no setting 'trian.epochs'; did you mean 'train.epochs'?"),
+        ("data.sorce=x", "there is no setting 'data.sorce'; did you mean 'data.source'?"),
+        ("data.scenes.trian=5", "there is no setting 'data.scenes.trian'; did you mean 'data.scenes.train'?"),
+        ("student.epoch=3", "there is no setting 'student.epoch'; did you mean 'student.epochs'?"),
+        ("studnet.lr=3", "there is no setting 'studnet.lr'; did you mean 'student.lr'?"),
+        ("lr=3", "there is no setting 'lr'; did you mean 'train.lr'?"),
+        ("cutout=.3", "there is no setting 'cutout'; did you mean 'augment.cutout'?"),
+        ("Seed=3", "there is no setting 'Seed'; did you mean 'seed'?"),
+        ("data.path=x", "there is no setting 'data.path'; see `coterie settings` for all of them"),
+        ("train.lr.x=3", "there is no setting 'train.lr.x'; see `coterie settings` for all of them"),
+        ("train={epoch: 3}", "there is no setting 'train.epoch'; did you mean 'train.epochs'?"),
+    ],
+)
+def test_an_unknown_key_is_named_with_the_nearest_right_one(word: str, expected: str) -> None:
+    assert message(word) == expected
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("k=0", "setting 'k' must be greater than or equal to 1, got 0"),
+        ("k=x", "setting 'k' must be a whole number, got 'x'"),
+        ("k=2.5", "setting 'k' must be a whole number, got 2.5"),
+        ("k=", "setting 'k' must be a whole number, got null"),
+        ("k=true", "setting 'k' must be a number, got true"),
+        ("augment.flip=true", "setting 'augment.flip' must be a number, got true"),
+        ("augment.randaugment=2", "setting 'augment.randaugment' must be true or false, got 2"),
+        ("augment.cutout=1.5", "setting 'augment.cutout' must be less than or equal to 1, got 1.5"),
+        ("device=gpu", "setting 'device' must be 'auto', 'cpu', 'cuda' or 'mps', got 'gpu'"),
+        ("threshold=.nan", "setting 'threshold' must be a finite number, got NaN"),
+        ("distill.temperature=inf", "setting 'distill.temperature' must be a finite number, got 'inf'"),
+        ("seed=4294967296", "setting 'seed' must be less than 4294967296, got 4294967296"),
+        ("data=", "setting 'data.source' must not be empty, got ''"),
+        ("train=5", "'train' is a group of settings, such as train.epochs; it cannot be 5"),
+        ("model.mean=[.5,.5]", "setting 'model.mean' must be three numbers, got [0.5, 0.5]"),
+        ("model.mean=.5", "setting 'model.mean' must be three numbers, got 0.5"),
+        ("model.mean=[0,0,124]", "setting 'model.mean' must be less than or equal to 1, got 124"),
+        ("model.std=[0,1,1]", "setting 'model.std' must be greater than 0, got 0"),
+        ("train.lr=[", "the value of 'train.lr' cannot be read: ["),
+        ("train.lr=2024-13-45", "the value of 'train.lr' cannot be read: 2024-13-45"),
+        ("epochs", "'epochs' is not a setting; write it as key=value, such as train.epochs=20"),
+        ("=3", "'=3' is not a setting; write it as key=value, such as train.epochs=20"),
+    ],
+)  # fmt: skip
+def test_a_wrong_value_is_named_with_its_key_and_what_it_must_be(word: str, expected: str) -> None:
+    assert message(word) == expected
+
+
+def test_a_wrong_value_of_train_is_told_once_and_not_for_each_role_that_takes_it_over() -> None:
+    assert message("train.lr=abc") == "setting 'train.lr' must be a number, got 'abc'"
+    assert message("train.lr=-1", "student.lr=-2").splitlines() == [
+        "setting 'train.lr' must be greater than 0, got -1",
+        "setting 'student.lr' must be greater than 0, got -2",
+    ]
+
+
+def test_all_wrong_settings_are_told_together() -> None:
+    assert message("k=0", "train.epoch=3").splitlines() == [
+        "setting 'k' must be greater than or equal to 1, got 0",
+        "there is no setting 'train.epoch'; did you mean 'train.epochs'?",
+    ]
+
+
+def test_pretrained_and_a_weights_file_exclude_each_other() -> None:
+    expected = "choose one of model.pretrained=true and model.weights=FILE"
+    assert message("model.pretrained=true", "model.weights=a.pt") == expected
+
+
+@pytest.mark.parametrize("name", sorted(RESERVED_OPTIONS))
+def test_options_bring_no_weights_and_leave_the_head_alone(name: str) -> None:
+    assert message(f"model.options.{name}=x").startswith(f"model.options cannot hold '{name}'; weights come")
+
+
+def test_options_must_be_plain_values_that_a_config_file_can_hold() -> None:
+    assert load_config(["model.options.depths=[1,2]"]).model.options == {"depths": [1, 2]}
+    assert message(model={"options": {"act_layer": object}}) == (
+        "setting 'model.options' must be made of texts, numbers, lists and mappings, got \"<class 'object'>\""
+    )
+
+
+def test_a_number_with_an_exponent_is_a_number() -> None:
+    assert load_config(["train.lr=1e-4"]).train.lr == 1e-4
+    assert load_config(["data.cache_gb=1e1"]).data.cache_gb == 10
+
+
+def test_data_and_model_have_short_forms_that_leave_their_other_settings() -> None:
+    config = load_config(["data.min_positives=5", "data=x.csv", "model=resnet18", "model.drop_rate=.1"])
+    assert (config.data.source, config.data.min_positives) == ("x.csv", 5)
+    assert (config.model.name, config.model.drop_rate) == ("resnet18", 0.1)
+    assert load_config(settings={"data": Path("x.csv"), "model": "resnet18"}).data.source == "x.csv"
+    assert load_config(["model={name: resnet18, drop_rate: .1}"]).model == config.model
+
+
+@pytest.mark.parametrize(
+    ("word", "key", "value"),
+    [
+        ("data=photos/set #2: [new].csv", "source", "photos/set #2: [new].csv"),
+        ("data=2024", "source", "2024"),
+        ("data=007", "source", "007"),
+        ("data.delimiter=,", "delimiter", ","),
+        ("data.delimiter=|", "delimiter", "|"),
+        ("data.delimiter=:", "delimiter", ":"),
+        ("data.delimiter=' '", "delimiter", " "),
+        ('data.delimiter="\\t"', "delimiter", "\t"),
+        ("data.labels_column=no", "labels_column", "no"),
+        ("data.image_root=1e5", "image_root", Path("1e5")),
+        ("data.image_root=null", "image_root", None),
+        ("data.image_root=~/a", "image_root", Path.home() / "a"),
+    ],
+)
+def test_texts_and_paths_are_taken_as_they_stand(word: str, key: str, value: object) -> None:
+    assert getattr(load_config([word]).data, key) == value
+
+
+def test_words_win_over_settings_and_settings_over_the_recipe(tmp_path: Path) -> None:
+    recipe = tmp_path / "own.yaml"
+    recipe.write_text("seed: 1\nk: 2\ntrain: {epochs: 3, lr: 0.1}\ndata: labels.csv\n")
+    config = load_config(["train.lr=.3", f"recipe={recipe}", "k=4", "k=5"], settings={"k": 3, "seed": 9})
+    assert (config.seed, config.k, config.train.epochs, config.train.lr) == (9, 5, 3, 0.3)
+    assert config.data.source == "labels.csv"
+
+
+def test_loading_does_not_change_the_settings_given() -> None:
+    settings: dict[str, Any] = {"train": {"epochs": 3}}
+    assert load_config(["train.lr=.3"], settings=settings).train.epochs == 3
+    assert settings == {"train": {"epochs": 3}}
+
+
+def test_roles_start_from_train_and_override_it_key_by_key() -> None:
+    config = load_config(["train.epochs=7", "train.lr=1e-4", "student.lr=1e-5"])
+    assert (config.student.lr, config.student.epochs) == (1e-5, 7)
+    assert config.teacher == config.baseline == config.train
+    assert config.teacher.lr == 1e-4
+
+
+def test_a_saved_config_reads_back_equal(tmp_path: Path) -> None:
+    words = [
+        "out=runs/x", "seed=3", "data=2024", "data.delimiter=|", "model.mean=[0,0,.5]",
+        "model.options.a.b=[1]", "train.lr=1e-5", "train.ema=null", "student.epochs=2",
+        "data.image_root=photos/ü",
+    ]  # fmt: skip
+    config = load_config(words)
+    path = tmp_path / "config.yaml"
+    path.write_text(config.to_yaml(), encoding="utf-8")
+    assert read_config(path) == config
+    assert read_config(path) != Config()
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("a: [1", "is not YAML: "),
+        ("when: 2024-13-45", "is not YAML: month must be in 1..12"),
+        ("- k", "must hold settings as `key: value`, got list"),
+        ("b\xe9", "cannot be read: 'utf-8' codec can't decode"),
+    ],
+)
+def test_a_recipe_file_that_is_no_settings_is_named(tmp_path: Path, content: str, expected: str) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_bytes(content.encode("latin-1"))
+    with pytest.raises(ConfigError) as caught:
+        load_config(recipe=path)
+    assert str(path) in str(caught.value)
+    assert expected in str(caught.value)
+
+
+def test_a_recipe_that_is_not_there_is_told_with_those_that_are(tmp_path: Path) -> None:
+    assert message("recipe=dmo").startswith("there is no recipe 'dmo'; did you mean 'demo'? The recipes are ")
+    assert message("recipe=").startswith("there is no recipe ''. The recipes are ")
+    assert message(f"recipe={tmp_path / 'no.yml'}") == f"config file {tmp_path / 'no.yml'} is not there"
+
+
+def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
+    (tmp_path / "empty.yaml").write_text("# nothing yet\n")
+    assert load_config(recipe=tmp_path / "empty.yaml") == Config()
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_shipped_recipe_is_valid(name: str) -> None:
+    assert load_config([f"recipe={name}"]) != Config()
+
+
+def test_changed_settings_are_shown_as_they_are_written() -> None:
+    new = load_config(["data=x.csv", "student.lr=1e-5", "student.ema=null", "augment.randaugment=no"])
+    assert changed_settings(Config(), new) == [
+        "data.source: scenes -> x.csv",
+        "augment.randaugment: true -> false",
+        "student.lr: 0.001 -> 1e-05",
+        "student.ema: 0.9997 -> null",
+    ]
+    assert changed_settings(new, new) == []
+
+
+def test_every_setting_is_described_with_its_default() -> None:
+    def is_leaf(name: str) -> bool:
+        return not any(other.startswith(f"{name}.") for other in setting_names())
+
+    described = {key: default for key, default, _ in describe_settings()}
+    leaves = [name for name in setting_names() if is_leaf(name) and name.split(".")[0] not in ROLES]
+    assert sorted(described) == sorted(leaves)
+    plain = {
+        key: text if key.startswith("data.delim") else yaml.safe_load(text) for key, text in described.items()
+    }
+    for key, value in plain.items():
+        expected: Any = Config()
+        for part in key.split("."):
+            expected = getattr(expected, part)
+        assert not isinstance(expected, BaseModel)
+        assert value == expected, key
+
+
+def test_the_run_folder_is_named_by_data_model_k_and_seed() -> None:
+    config = load_config(
+        ["data=photos/birds.csv", "model=vit_tiny_patch16_224.augreg_in21k", "k=3", "seed=7"]
+    )
+    assert config.run_folder() == Path("runs/birds-vit_tiny_patch16_224.augreg_in21k-k3-s7")
+    assert load_config(["model=my.module:build"]).run_folder() == Path("runs/scenes-my.module-build-k5-s0")
+    assert load_config(["out=x"]).run_folder() == Path("x")

@@ -1,0 +1,171 @@
+"""Losses against torch, against plain formulas in float64, and their gradients."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from coterie.losses import asymmetric_loss, bernoulli_kl, binary_cross_entropy, squared_error
+
+CLASSIFICATION = [
+    binary_cross_entropy,
+    asymmetric_loss,
+    lambda z, y: asymmetric_loss(z, y, gamma_neg=2, gamma_pos=1, clip=0),
+]
+DISTILLATION = [squared_error, bernoulli_kl, lambda z, t: bernoulli_kl(z, t, 4.0)]
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def logits(*shape: int, seed: int = 0, scale: float = 3) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * scale
+
+
+def targets(*shape: int, seed: int = 1, lowest: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(lowest, 2, shape, generator=generator).to(torch.int8)
+
+
+def gradient(loss: Loss, z: Tensor, other: Tensor) -> Tensor:
+    z = z.clone().requires_grad_()
+    loss(z, other).backward()  # type: ignore[no-untyped-call]
+    assert z.grad is not None
+    return z.grad
+
+
+def plain_asymmetric_loss(
+    z: Tensor, y: Tensor, gamma_neg: float, gamma_pos: float, clip: float
+) -> tuple[float, Tensor]:
+    """The loss, and its gradient [B, C] where the focal weight is a constant, entry by entry in float64."""
+    total, grad = 0.0, torch.zeros(z.shape, dtype=torch.float64)
+    for i in range(z.shape[0]):
+        for j in range(z.shape[1]):
+            p = 1 / (1 + math.exp(-float(z[i, j])))
+            if y[i, j] == 1:
+                weight = (1 - p) ** gamma_pos
+                total -= weight * math.log(p)
+                grad[i, j] = -weight * (1 - p)
+            elif y[i, j] == 0:
+                shifted = max(p - clip, 0)
+                weight = shifted**gamma_neg
+                total -= weight * math.log(1 - shifted)
+                grad[i, j] = weight * p * (1 - p) / (1 - shifted) if p > clip else 0
+    return total / len(z), grad / len(z)
+
+
+def test_binary_cross_entropy_is_that_of_torch_summed_over_labels() -> None:
+    z, y = logits(6, 5), targets(6, 5)
+    expected = functional.binary_cross_entropy_with_logits(z, y.float(), reduction="sum") / 6
+    torch.testing.assert_close(binary_cross_entropy(z, y), expected)
+
+
+@pytest.mark.parametrize(
+    ("gamma_neg", "gamma_pos", "clip"), [(4, 0, 0.05), (4, 1, 0.05), (2, 2, 0), (0, 0, 0), (1, 0, 0.2)]
+)
+def test_asymmetric_loss_and_its_gradient_are_the_paper_s_formula(
+    gamma_neg: float, gamma_pos: float, clip: float
+) -> None:
+    z, y = logits(7, 6), targets(7, 6, lowest=-1)
+
+    def loss(z: Tensor, y: Tensor) -> Tensor:
+        return asymmetric_loss(z, y, gamma_neg, gamma_pos, clip)
+
+    value, grad = plain_asymmetric_loss(z, y, gamma_neg, gamma_pos, clip)
+    assert loss(z, y).item() == pytest.approx(value, rel=1e-5)
+    torch.testing.assert_close(gradient(loss, z, y).double(), grad, rtol=1e-4, atol=1e-7)
+
+
+def test_asymmetric_loss_without_focus_and_shift_is_binary_cross_entropy() -> None:
+    z, y = logits(4, 3), targets(4, 3)
+    torch.testing.assert_close(asymmetric_loss(z, y, 0, 0, 0), binary_cross_entropy(z, y))
+
+
+@pytest.mark.parametrize("loss", CLASSIFICATION)
+def test_unknown_targets_add_nothing_and_get_no_gradient(loss: Loss) -> None:
+    z, y = logits(5, 4), targets(5, 4, lowest=-1)
+    unknown = y == -1
+    assert unknown.any()
+    other = torch.where(unknown, 1e4, z)
+    assert loss(other, y) == loss(z, y)
+    grad = gradient(loss, other, y)
+    assert (grad[unknown] == 0).all()
+    assert torch.equal(grad[~unknown], gradient(loss, z, y)[~unknown])
+    assert loss(z, torch.full_like(y, -1)) == 0
+
+
+@pytest.mark.parametrize("loss", CLASSIFICATION)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_extreme_logits_give_finite_losses_and_gradients(loss: Loss, dtype: torch.dtype) -> None:
+    z = torch.tensor([[1e4, -1e4, 1e4, -1e4, 0.0]], dtype=dtype)
+    y = torch.tensor([[1, 1, 0, 0, 1]], dtype=torch.int8)
+    value = loss(z, y)
+    assert value.dtype == torch.float32
+    assert value.isfinite()
+    assert gradient(loss, z, y).isfinite().all()
+
+
+@pytest.mark.parametrize("loss", DISTILLATION)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_extreme_teachers_give_finite_losses_and_gradients(loss: Loss, dtype: torch.dtype) -> None:
+    z = torch.tensor([[1e4, -1e4, 1e4, -1e4, 0.0]], dtype=dtype)
+    t = torch.tensor([[1e4, 1e4, -1e4, 0.0, 1e4]], dtype=dtype)
+    value = loss(z, t)
+    assert value.dtype == torch.float32
+    assert value.isfinite()
+    assert gradient(loss, z, t).isfinite().all()
+
+
+@pytest.mark.parametrize("loss", CLASSIFICATION)
+def test_a_classification_loss_does_not_depend_on_the_batch_size(loss: Loss) -> None:
+    z, y = logits(6, 5), targets(6, 5, lowest=-1)
+    torch.testing.assert_close(loss(z.repeat(2, 1), y.repeat(2, 1)), loss(z, y))
+
+
+@pytest.mark.parametrize("loss", DISTILLATION)
+def test_a_distillation_loss_does_not_depend_on_the_batch_size(loss: Loss) -> None:
+    z, t = logits(6, 5), logits(6, 5, seed=2)
+    torch.testing.assert_close(loss(z.repeat(2, 1), t.repeat(2, 1)), loss(z, t))
+
+
+@pytest.mark.parametrize("loss", DISTILLATION)
+def test_a_distillation_loss_is_zero_where_student_and_teacher_agree(loss: Loss) -> None:
+    z = logits(6, 5)
+    assert loss(z, z) == 0
+    assert loss(z, z + 1) > 0
+
+
+def test_squared_error_is_summed_over_labels() -> None:
+    z, t = torch.tensor([[1.0, 2.0], [0.0, 0.0]]), torch.tensor([[0.0, 0.0], [3.0, 0.0]])
+    assert squared_error(z, t) == (1 + 4 + 9) / 2
+
+
+def test_two_branches_of_squared_error_are_one_on_their_mean() -> None:
+    z, u, v, a = logits(4, 3), logits(4, 3, seed=2), logits(4, 3, seed=3), 0.3
+
+    def two(z: Tensor, _: Tensor) -> Tensor:
+        return a * squared_error(z, u) + (1 - a) * squared_error(z, v)
+
+    mean = a * u + (1 - a) * v
+    torch.testing.assert_close(gradient(two, z, z), gradient(squared_error, z, mean))
+    constant = two(z, z) - squared_error(z, mean)
+    torch.testing.assert_close(two(z + 1, z) - squared_error(z + 1, mean), constant, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_bernoulli_kl_is_the_sum_of_two_class_divergences(temperature: float) -> None:
+    z, t = logits(5, 4), logits(5, 4, seed=2)
+    p, q = (torch.sigmoid(x.double() / temperature) for x in (t, z))
+    expected = (p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()).sum() / 5 * temperature**2
+    assert bernoulli_kl(z, t, temperature).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_the_gradient_of_bernoulli_kl_is_the_difference_of_probabilities(temperature: float) -> None:
+    z, t = logits(5, 4), logits(5, 4, seed=2)
+    grad = gradient(lambda z, t: bernoulli_kl(z, t, temperature), z, t)
+    expected = temperature * (torch.sigmoid(z / temperature) - torch.sigmoid(t / temperature)) / 5
+    torch.testing.assert_close(grad, expected, rtol=1e-4, atol=1e-6)

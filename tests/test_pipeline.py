@@ -1,0 +1,341 @@
+"""A whole run: what it leaves, what it does again, and that a kill changes nothing."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import coterie.pipeline
+from coterie.api import fit
+from coterie.checkpoint import load_model, read_checkpoint
+from coterie.config import Config, load_config
+from coterie.data.loading import ResizedImages, plain_batches
+from coterie.data.reading import read_dataset
+from coterie.errors import ConfigError, DataError, PartitionError, RunError
+from coterie.files import atomic_write
+from coterie.metrics import multilabel_metrics
+from coterie.pipeline import Run, run
+from coterie.runfolder import METRICS_FILE, RunFolder
+from coterie.trainer import Trainer, predict_logits
+from tests.tiny import (
+    CLASS_NAMES,
+    RUN_SETTINGS,
+    RUN_WORDS,
+    SIDE,
+    Net,
+    cpu_fabric,
+    make_dataset,
+    sized,
+    write_table,
+)
+
+TRAININGS = [
+    "baseline",
+    "teachers/co-occurrence-0",
+    "teachers/co-occurrence-1",
+    "teachers/dis-occurrence-0",
+    "teachers/dis-occurrence-1",
+    "student",
+]
+
+
+def config_of(made: Run, *changes: str) -> Config:
+    return load_config([*RUN_WORDS, f"data={made.config.data.source}", f"out={made.folder}", *changes])
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the trainings that are done from here on."""
+    names: list[str] = []
+
+    class Recorded(Trainer):
+        def run(self, *arguments: Any) -> Any:
+            folder = self.folder
+            names.append("/".join(folder.parts[-2:]) if folder.parent.name == "teachers" else folder.name)
+            return super().run(*arguments)
+
+    monkeypatch.setattr(coterie.pipeline, "Trainer", Recorded)
+    return names
+
+
+def test_a_run_leaves_every_training_and_what_it_was_made_from(finished_run: Run) -> None:
+    folder = RunFolder(finished_run.folder)
+    assert [(training.name, training.state) for training in folder.trainings()] == [
+        (name, "done") for name in TRAININGS
+    ]
+    for training in folder.trainings():
+        assert read_checkpoint(finished_run.folder / training.name).class_names == training.class_names
+        assert not (finished_run.folder / training.name / "last.pt").exists()
+    for branch in ("co-occurrence", "dis-occurrence"):
+        partition = json.loads((finished_run.folder / "partitions" / f"{branch}.json").read_text())
+        teachers = [training for training in folder.trainings() if training.branch == branch]
+        assert sorted(name for teacher in teachers for name in teacher.class_names) == sorted(CLASS_NAMES)
+        assert [len(teacher.class_names) for teacher in teachers] == [len(g) for g in partition["groups"]]
+
+
+def test_every_model_is_measured_on_every_split(finished_run: Run) -> None:
+    content = json.loads((finished_run.folder / METRICS_FILE).read_text())
+    assert content["splits"] == finished_run.metrics
+    assert content["class_names"] == sorted(CLASS_NAMES)
+    assert list(finished_run.metrics) == ["val", "test", "test_shifted"]
+    for models in finished_run.metrics.values():
+        assert list(models) == ["baseline", "CGP teachers", "DGP teachers", "all teachers", "student"]
+
+
+def test_the_teachers_rows_are_the_metrics_of_their_joined_logits(finished_run: Run) -> None:
+    dataset = read_dataset(finished_run.config.data)
+    test = dataset.indices("test")
+    expected, joined = {}, []
+    for branch, row in (("co-occurrence", "CGP teachers"), ("dis-occurrence", "DGP teachers")):
+        logits = torch.empty(len(test), dataset.num_classes)
+        for index in range(2):
+            model, checkpoint = load_model(finished_run.folder / "teachers" / f"{branch}-{index}", Net)
+            batches = plain_batches(ResizedImages(dataset, checkpoint.preprocessing), test, 64)
+            columns = [dataset.class_names.index(name) for name in checkpoint.class_names]
+            logits[:, columns] = predict_logits(model, batches, checkpoint.preprocessing, cpu_fabric())[0]
+        joined.append(logits)
+        expected[row] = logits
+    expected["all teachers"] = (joined[0] + joined[1]) / 2
+    for row, logits in expected.items():
+        metrics = multilabel_metrics(logits.sigmoid(), dataset.targets[test], class_names=dataset.class_names)
+        assert finished_run.metrics["test"][row] == metrics
+
+
+def test_a_finished_run_trains_nothing_and_gives_the_same_metrics(
+    finished_run: Run, trained: list[str]
+) -> None:
+    again = run(finished_run.config)
+    assert trained == []
+    assert again.metrics == finished_run.metrics
+
+
+def test_metrics_that_cannot_be_read_are_measured_again(run_copy: Run, trained: list[str]) -> None:
+    (run_copy.folder / METRICS_FILE).write_text('{"key": ')
+    assert run(run_copy.config).metrics == run_copy.metrics
+    assert trained == []
+
+
+def test_a_change_of_distillation_trains_the_student_alone(run_copy: Run, trained: list[str]) -> None:
+    config = config_of(run_copy, "distill.w=0.9")
+    with pytest.raises(RunError, match=r"distill\.w: 0\.5 -> 0\.9"):
+        run(config)
+    new = run(config, update=True)
+    assert trained == ["student"]
+    (archived,) = (run_copy.folder / "archive").iterdir()
+    assert load_model(archived, Net)[1].name == "student"
+    for row in ("baseline", "all teachers"):
+        assert new.metrics["test"][row] == run_copy.metrics["test"][row]
+
+
+def test_a_change_of_every_training_trains_all_again(run_copy: Run, trained: list[str]) -> None:
+    run(config_of(run_copy, "train.epochs=1"), update=True)
+    assert trained == TRAININGS
+    assert len(list((run_copy.folder / "archive").iterdir())) == len(TRAININGS)
+
+
+def test_a_change_of_k_keeps_the_teachers_that_are_gone_in_the_archive(
+    run_copy: Run, trained: list[str]
+) -> None:
+    run(config_of(run_copy, "k=1"), update=True)
+    assert trained == ["teachers/co-occurrence-0", "teachers/dis-occurrence-0", "student"]
+    assert sorted(entry.name for entry in (run_copy.folder / "teachers").iterdir()) == [
+        "co-occurrence-0",
+        "dis-occurrence-0",
+    ]
+    assert len(list((run_copy.folder / "archive").iterdir())) == 5
+
+
+def test_a_change_of_the_threshold_reaches_checkpoints_and_metrics_without_training(
+    run_copy: Run, trained: list[str]
+) -> None:
+    new = run(config_of(run_copy, "threshold=0.1"), update=True)
+    assert trained == []
+    assert new.student.checkpoint.threshold == 0.1
+    assert new.metrics["test"]["student"]["mAP"] == run_copy.metrics["test"]["student"]["mAP"]
+    assert new.metrics["test"]["student"]["CR"] > run_copy.metrics["test"]["student"]["CR"]
+    assert run(new.config).metrics == new.metrics
+
+
+def test_weights_that_were_tampered_with_are_trained_again(run_copy: Run, trained: list[str]) -> None:
+    weights = run_copy.folder / "teachers" / "dis-occurrence-1" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\0")
+    new = run(run_copy.config)
+    # the same seed gives the same teacher, so the student stands
+    assert trained == ["teachers/dis-occurrence-1"]
+    assert new.metrics == run_copy.metrics
+
+
+def test_a_killed_run_ends_with_the_metrics_of_one_never_stopped(finished_run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "killed"
+    words = [*RUN_WORDS, f"data={finished_run.config.data.source}", f"out={folder}"]
+    environment = os.environ | {
+        "PYTHONPATH": str(Path(__file__).parents[1]),
+        "OMP_NUM_THREADS": str(torch.get_num_threads()),
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-m", "coterie.cli", "run", *words], env=environment, stdout=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while not (folder / "teachers" / "co-occurrence-0" / "log.jsonl").exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    states = [training.state for training in RunFolder(folder).trainings()]
+    assert states[0] == "done"
+    assert states[-1] == "pending"
+    assert run(load_config(words)).metrics == finished_run.metrics
+
+
+def test_with_all_weight_on_one_branch_the_other_is_not_trained(finished_run: Run, tmp_path: Path) -> None:
+    result = run(config_of(finished_run, "distill.a=1", f"out={tmp_path / 'run'}"))
+    assert [training.name for training in RunFolder(result.folder).trainings()] == [
+        "baseline",
+        "teachers/co-occurrence-0",
+        "teachers/co-occurrence-1",
+        "student",
+    ]
+    assert list(result.metrics["test"]) == ["baseline", "CGP teachers", "student"]
+    assert result.metrics["test"]["CGP teachers"] == finished_run.metrics["test"]["CGP teachers"]
+
+
+def test_one_group_is_plain_self_distillation(tmp_path: Path) -> None:
+    result = fit(make_dataset(), sized(Net), out=tmp_path / "run", **RUN_SETTINGS | {"k": 1})
+    teachers = [training for training in RunFolder(result.folder).trainings() if training.branch]
+    assert [training.class_names for training in teachers] == [CLASS_NAMES, CLASS_NAMES]
+
+
+def test_more_groups_than_classes_are_refused_before_any_training(tmp_path: Path) -> None:
+    with pytest.raises(PartitionError, match=r"5.*4 classes"):
+        fit(make_dataset(), sized(Net), out=tmp_path / "run", **RUN_SETTINGS | {"k": 5})
+    assert not (tmp_path / "run").exists()
+
+
+def test_unknown_targets_flow_through(tmp_path: Path) -> None:
+    dataset = make_dataset(unknown=0.3)
+    result = fit(dataset, sized(Net), out=tmp_path / "run", **RUN_SETTINGS)
+    test = dataset.subset(dataset.indices("test"))
+    assert isinstance(test.images, np.ndarray)
+    scores = result.student.scores(list(test.images))
+    expected = multilabel_metrics(scores, test.targets, class_names=CLASS_NAMES)
+    assert result.metrics["test"]["student"]["mAP"] == pytest.approx(expected["mAP"])
+
+
+@pytest.mark.parametrize(
+    ("answer", "got"),
+    [
+        (lambda logits: logits[:, :-1], r"it gave \[2, 3\]"),
+        (lambda logits: logits.mean(), r"it gave \[\]"),
+        (lambda logits: {"logits": logits}, "it gave dict"),
+    ],
+)
+def test_a_model_of_another_shape_is_refused_before_any_training(
+    tmp_path: Path, answer: Callable[[Tensor], object], got: str
+) -> None:
+    class Wrong(Net):
+        def forward(self, images: Tensor) -> Tensor:
+            return answer(super().forward(images))  # type: ignore[return-value]
+
+    with pytest.raises(ConfigError, match=rf"must return logits \[B, 4\].*{got}"):
+        fit(make_dataset(), sized(Wrong), out=tmp_path / "run", **RUN_SETTINGS)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_that_does_not_take_the_images_is_refused_before_any_training(tmp_path: Path) -> None:
+    def build(num_classes: int) -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(7, num_classes))
+
+    with pytest.raises(ConfigError, match="does not take images of 16 x 16 pixels"):
+        fit(make_dataset(), sized(build), out=tmp_path / "run", **RUN_SETTINGS)
+
+
+def test_a_model_whose_shapes_changed_is_trained_again(tmp_path: Path, trained: list[str]) -> None:
+    width = 6
+
+    def build(num_classes: int) -> nn.Module:
+        return nn.Sequential(nn.Conv2d(3, width, SIDE), nn.Flatten(), nn.Linear(width, num_classes))
+
+    settings = RUN_SETTINGS | {"train": {"epochs": 1}}
+    fit(make_dataset(), sized(build), out=tmp_path / "run", **settings)
+    width = 7
+    trained.clear()
+    fit(make_dataset(), sized(build), out=tmp_path / "run", **settings)
+    assert trained == TRAININGS
+
+
+def test_a_full_disk_stops_the_run_and_a_restart_goes_on(
+    finished_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(finished_run, f"out={tmp_path / 'run'}")
+    states = 0
+
+    def write_until_full(path: Path, data: bytes | str) -> None:
+        nonlocal states
+        states += path.name == "last.pt"
+        if states == 4:  # the second epoch of the first teacher
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        atomic_write(path, data)
+
+    monkeypatch.setattr("coterie.trainer.atomic_write", write_until_full)
+    with pytest.raises(RunError, match=r"run stopped: No space left on device.*goes on from the last"):
+        run(config)
+    assert [training.state for training in RunFolder(tmp_path / "run").trainings()][:2] == ["done", "pending"]
+    state = torch.load(tmp_path / "run" / "teachers" / "co-occurrence-0" / "last.pt", weights_only=True)
+    assert state["state"]["epoch"] == 1
+    monkeypatch.undo()
+    assert run(config).metrics == finished_run.metrics
+
+
+def test_too_small_a_disk_is_said_before_any_training(
+    finished_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained: list[str]
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**6, 10**6 - 100, 100))
+    with pytest.raises(RunError, match=r"the run needs about .* GB in .*run and the disk has 0.00 GB free"):
+        run(config_of(finished_run, f"out={tmp_path / 'run'}"))
+    assert trained == []
+
+
+def test_a_class_without_positives_in_train_is_refused(tmp_path: Path) -> None:
+    dataset = make_dataset()
+    dataset.targets[dataset.indices("train"), 1] = 0
+    with pytest.raises(DataError, match=r"no positive in train: 'green'; data.min_positives=1"):
+        fit(dataset, sized(Net), out=tmp_path / "run", **RUN_SETTINGS)
+
+
+def test_images_that_cannot_be_read_are_left_out_of_partitions_and_results(tmp_path: Path) -> None:
+    table = write_table(tmp_path / "photos")
+    (tmp_path / "photos" / "059.png").write_bytes(b"not a picture")
+    words = [*RUN_WORDS, f"data={table}", f"out={tmp_path / 'run'}"]
+    with pytest.raises(DataError, match=r"'059.png' \(it is not a picture of a known format\)"):
+        run(load_config(words))
+    skipped = run(load_config([*words, "data.on_corrupt=skip"]))
+    dataset = make_dataset()
+    keep = np.arange(len(dataset)) != 59
+    without = write_table(tmp_path / "without", dataset.subset(keep))
+    expected = run(load_config([*RUN_WORDS, f"data={without}", f"out={tmp_path / 'expected'}"]))
+    assert skipped.metrics == expected.metrics
+
+
+def test_another_dataset_is_refused(run_copy: Run, tmp_path: Path) -> None:
+    dataset = make_dataset()
+    splits = dataset.splits.copy()
+    splits[0] = "val"
+    table = write_table(tmp_path / "others", replace(dataset, splits=splits))
+    with pytest.raises(RunError, match="the images, labels or splits are others"):
+        run(config_of(run_copy, f"data={table}"))

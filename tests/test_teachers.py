@@ -1,0 +1,89 @@
+"""Frozen teachers: their logits meet the right labels, and nothing about them moves."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from coterie.errors import CheckpointError
+from coterie.losses import binary_cross_entropy, squared_error
+from coterie.tasks import DistillationTask
+from coterie.teachers import Branch, Ensemble
+from tests.tiny import CLASS_NAMES, equal_weights, make_trainer, tiny_net
+
+IMAGES = torch.zeros(2, 3, 4, 4)
+
+
+class Answers(nn.Module):
+    """For each class the number in its name: "class 7" -> 7."""
+
+    def __init__(self, names: list[str]) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(torch.tensor([float(name.split()[1]) for name in names]))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.logits.expand(len(images), -1)
+
+
+def student_task(model: nn.Module, branch: Branch) -> DistillationTask:
+    return DistillationTask(model, {"co-occurrence": (branch, 1.0)}, binary_cross_entropy, squared_error, 0.5)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_logits_meet_their_labels_whatever_the_order_of_teachers_and_classes(seed: int) -> None:
+    shuffled = random.Random(seed)
+    names = [f"class {number}" for number in range(13)]
+    in_groups = shuffled.sample(names, k=13)
+    groups = [in_groups[:2], in_groups[2:3], in_groups[3:9], in_groups[9:]]
+    wanted = shuffled.sample(names, k=13)
+    branch = Branch([(Answers(group), group) for group in groups], wanted)
+    assert branch(IMAGES).tolist() == [[float(name.split()[1]) for name in wanted]] * 2
+
+
+def test_more_than_ten_teachers_keep_their_order() -> None:
+    names = [f"class {number}" for number in range(12)]
+    branch = Branch([(Answers([name]), [name]) for name in names], names)
+    assert branch(IMAGES)[0].tolist() == [float(number) for number in range(12)]
+
+
+def test_missing_double_and_unknown_classes_are_named() -> None:
+    with pytest.raises(CheckpointError, match=r"no teacher for 'class 3'$"):
+        Branch([(nn.Identity(), ["class 1", "class 2"])], ["class 1", "class 2", "class 3"])
+    with pytest.raises(CheckpointError, match=r"once: more than one for 'class 1'$"):
+        Branch(
+            [(nn.Identity(), ["class 1", "class 2"]), (nn.Identity(), ["class 1"])], ["class 1", "class 2"]
+        )
+    with pytest.raises(CheckpointError, match=r"no teacher for 'class 2'; not a class: 'klass 2'$"):
+        Branch([(nn.Identity(), ["class 1", "klass 2"])], ["class 1", "class 2"])
+
+
+def test_teachers_stay_in_evaluation_mode() -> None:
+    branch = Branch([(tiny_net(), CLASS_NAMES)], CLASS_NAMES)
+    task = student_task(tiny_net(1), branch)
+    task.train()
+    assert task.model.training
+    assert not any(module.training for module in branch.modules())
+    assert not any(parameter.requires_grad for parameter in branch.parameters())
+
+
+def test_an_epoch_of_the_student_leaves_every_bit_of_the_teachers(tmp_path: Path) -> None:
+    branch = Branch([(tiny_net(), CLASS_NAMES)], CLASS_NAMES)
+    before = {name: tensor.clone() for name, tensor in branch.state_dict().items()}
+    assert any("running_mean" in name for name in before)
+    student = tiny_net(1)
+    untrained = {name: tensor.clone() for name, tensor in student.state_dict().items()}
+    make_trainer(tmp_path, task=student_task(student, branch), epochs=1).run()
+    assert equal_weights(branch.state_dict(), before)
+    assert not any(parameter.grad is not None for parameter in branch.parameters())
+    assert not equal_weights(student.state_dict(), untrained)
+
+
+def test_an_ensemble_is_the_mean_of_the_branches_logits() -> None:
+    names = ["class 1", "class 4"]
+    one = Branch([(Answers(names), names)], names)
+    other = Branch([(Answers(["class 7", "class 0"]), names)], names)
+    assert Ensemble([one, other])(IMAGES)[0].tolist() == [4.0, 2.0]
