@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import coterie
 from coterie import CoterieError, evaluate, fit, load_classifier
 from coterie.config import load_config
 from coterie.data.reading import read_dataset
@@ -72,6 +73,15 @@ def test_evaluate_gives_the_metrics_of_the_run(finished_run: Run) -> None:
     assert results == {"test": {name: finished_run.metrics["test"][name] for name in predictors}}
 
 
+def test_evaluate_takes_the_threshold_of_each_classifier_or_the_one_given(finished_run: Run) -> None:
+    dataset = read_dataset(finished_run.config.data)
+    config = load_config(["threshold=0.9"])
+    own = evaluate({"student": finished_run.student}, dataset, "test", config)
+    assert own["test"]["student"] == finished_run.metrics["test"]["student"]
+    given = evaluate({"student": finished_run.student}, dataset, "test", config, threshold=0.0)
+    assert given["test"]["student"]["CR"] == 100
+
+
 def test_evaluate_puts_classes_in_order_and_leaves_further_ones_out(finished_run: Run) -> None:
     dataset = read_dataset(finished_run.config.data)
     further = np.ones((len(dataset), 1), np.int8)
@@ -94,3 +104,10 @@ def test_evaluate_refuses_data_without_a_class_of_the_model(finished_run: Run) -
 
 def test_a_run_can_be_given_to_load_config_again(finished_run: Run) -> None:
     assert load_config(recipe=finished_run.folder / "config.yaml") == finished_run.config
+
+
+def test_every_public_name_is_there() -> None:
+    for name in coterie.__all__:
+        assert getattr(coterie, name).__name__ == name
+    assert set(coterie.__all__) <= set(dir(coterie))
+    assert not hasattr(coterie, "no_such_name")

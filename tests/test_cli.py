@@ -15,12 +15,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from coterie.cli import main
 from coterie.config import load_config
+from coterie.metrics import multilabel_metrics
 from coterie.pipeline import Run
 from coterie.runfolder import RunFolder
 from coterie.trainer import Trainer
@@ -99,6 +101,13 @@ def test_wrong_usage_has_a_status_of_its_own(coterie_command: Command) -> None:
 def test_settings_and_recipes_are_listed(coterie_command: Command) -> None:
     assert "train.epochs" in coterie_command("settings").output
     assert "demo" in coterie_command("recipes").output.splitlines()
+
+
+def test_help_and_partitions_do_not_wait_for_torch() -> None:
+    code = "import sys, {}; print(sorted({{'timm', 'torch'}} & set(sys.modules)))"
+    for modules in ("coterie, coterie.cli", "coterie.config, coterie.preparation"):
+        command = [sys.executable, "-c", code.format(modules)]
+        assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
 # run: what is printed
@@ -354,6 +363,8 @@ def test_evaluate_measures_a_run_on_its_own_data(
     assert outcome.status == 0
     expected = {name: finished_run.metrics["test"][name] for name in ("baseline", "student")}
     assert json.loads(out.read_text()) == {"test": expected}
+    assert outcome.output.splitlines()[0] == "note: 1 image has no label"
+    assert "labels.csv, threshold 0.5" in outcome.output
     (row,) = [line for line in outcome.output.splitlines() if "test mAP" in line]
     assert f"{expected['baseline']['mAP']:.2f}" in row
     assert f"{expected['student']['mAP']:.2f}" in row
@@ -366,6 +377,83 @@ def test_evaluate_measures_one_checkpoint_on_other_data_and_another_split(
     words = (finished_run.folder / "student", f"data={table}", "--split", "val", *OWN_MODEL)
     outcome = coterie_command("evaluate", *words)
     assert f"{finished_run.metrics['val']['student']['mAP']:.2f}" in outcome.output
+
+
+def without_splits(table: Path) -> Path:
+    """The table, its column of splits taken away."""
+    lines = table.read_text(encoding="utf-8").splitlines()
+    table.write_text("".join(line.rpartition(",")[0] + "\n" for line in lines), encoding="utf-8")
+    return table
+
+
+def test_evaluate_measures_every_row_of_another_table_without_splits(
+    coterie_command: Command, finished_run: Run, table: Path, tmp_path: Path
+) -> None:
+    without_splits(table)
+    out = tmp_path / "results.json"
+    outcome = coterie_command("evaluate", finished_run.folder, f"data={table}", "--out", out, *OWN_MODEL)
+    assert "note: no splits given: all 60 images are measured" in outcome.output
+    dataset = make_dataset()
+    assert isinstance(dataset.images, np.ndarray)
+    ordered = dataset.with_classes(finished_run.student.class_names)
+    scores = finished_run.student.scores(list(dataset.images))
+    expected = multilabel_metrics(scores, ordered.targets, class_names=ordered.class_names)
+    assert json.loads(out.read_text())["test"]["student"]["mAP"] == pytest.approx(expected["mAP"])
+
+
+def test_evaluate_draws_the_splits_of_the_run_for_the_data_of_the_run(
+    coterie_command: Command, table: Path, tmp_path: Path
+) -> None:
+    without_splits(table)
+    words = ("data.val_fraction=0.2", "data.test_fraction=0.2", "data.min_positives=1")
+    assert coterie_command(*run_words(table, tmp_path / "run", *words)).status == 0
+    expected = json.loads((tmp_path / "run" / "metrics.json").read_text())["splits"]["test"]
+    for source in ((), (f"data={tmp_path / 'photos' / '..' / 'photos' / 'labels.csv'}",)):
+        out = tmp_path / "results.json"
+        outcome = coterie_command("evaluate", tmp_path / "run", *source, "--out", out, *OWN_MODEL)
+        assert "drawn with seed 0" in outcome.output
+        assert json.loads(out.read_text())["test"]["student"] == expected["student"]
+
+
+def test_evaluate_takes_the_images_of_another_table_from_its_own_folder(
+    coterie_command: Command, finished_run: Run, run_copy: Run, table: Path, tmp_path: Path
+) -> None:
+    for name in ("baseline", "student"):
+        path = run_copy.folder / name / "checkpoint.json"
+        info = json.loads(path.read_text())
+        info["config"]["data"]["image_root"] = str(tmp_path / "gone")
+        path.write_text(json.dumps(info))
+    own = coterie_command("evaluate", run_copy.folder, *OWN_MODEL)
+    assert_refused(own, f"data.image_root {tmp_path / 'gone'} is not a folder")
+    outcome = coterie_command("evaluate", run_copy.folder, f"data={table}", *OWN_MODEL)
+    assert f"{finished_run.metrics['test']['student']['mAP']:.2f}" in outcome.output
+    moved = shutil.copy(table, tmp_path / "moved.csv")
+    words = (f"data={moved}", f"data.image_root={table.parent}")
+    assert coterie_command("evaluate", run_copy.folder, *words, *OWN_MODEL).status == 0
+
+
+def test_evaluate_takes_and_shows_a_threshold(
+    coterie_command: Command, finished_run: Run, tmp_path: Path
+) -> None:
+    out = tmp_path / "results.json"
+    outcome = coterie_command("evaluate", finished_run.folder, "threshold=0", "--out", out, *OWN_MODEL)
+    assert "labels.csv, threshold 0.0" in outcome.output
+    assert json.loads(out.read_text())["test"]["student"]["CR"] == 100
+
+
+@pytest.mark.parametrize(
+    ("word", "part"),
+    [
+        ("train.epochs=3", "setting 'train.epochs' has no effect on an evaluation"),
+        ("recipe=demo", "setting 'recipe' has no effect on an evaluation"),
+        ("k=3", "data.*, threshold, device and precision"),
+        ("treshold=0.5", "no setting 'treshold'; did you mean 'threshold'"),
+    ],
+)
+def test_evaluate_refuses_settings_without_an_effect(
+    coterie_command: Command, finished_run: Run, word: str, part: str
+) -> None:
+    assert_refused(coterie_command("evaluate", finished_run.folder, word, *OWN_MODEL), part)
 
 
 def test_evaluate_says_which_classes_it_leaves_out(

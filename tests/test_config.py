@@ -66,6 +66,7 @@ def test_an_unknown_key_is_named_with_the_nearest_right_one(word: str, expected:
         ("distill.temperature=inf", "setting 'distill.temperature' must be a finite number, got 'inf'"),
         ("seed=4294967296", "setting 'seed' must be less than 4294967296, got 4294967296"),
         ("data=", "setting 'data.source' must not be empty, got ''"),
+        ("data.test_fraction=-1", "setting 'data.test_fraction' must be greater than or equal to 0, got -1"),
         ("train=5", "'train' is a group of settings, such as train.epochs; it cannot be 5"),
         ("model.mean=[.5,.5]", "setting 'model.mean' must be three numbers, got [0.5, 0.5]"),
         ("model.mean=.5", "setting 'model.mean' must be three numbers, got 0.5"),
@@ -79,6 +80,14 @@ def test_an_unknown_key_is_named_with_the_nearest_right_one(word: str, expected:
 )  # fmt: skip
 def test_a_wrong_value_is_named_with_its_key_and_what_it_must_be(word: str, expected: str) -> None:
     assert message(word) == expected
+
+
+def test_a_method_of_a_partition_is_one_that_its_branch_has() -> None:
+    assert message("partition.co_method=balanced", "partition.dis_method=typo").splitlines() == [
+        "setting 'partition.co_method' must be 'normalized-cut' or 'paper', got 'balanced'",
+        "setting 'partition.dis_method' must be 'balanced' or 'paper', got 'typo'",
+    ]
+    assert load_config(["partition.co_method=paper"]).partition.co_method == "paper"
 
 
 def test_a_wrong_value_of_train_is_told_once_and_not_for_each_role_that_takes_it_over() -> None:
@@ -179,6 +188,21 @@ def test_a_saved_config_reads_back_equal(tmp_path: Path) -> None:
     path.write_text(config.to_yaml(), encoding="utf-8")
     assert read_config(path) == config
     assert read_config(path) != Config()
+    assert load_config(settings=config.to_values()) == config
+
+
+def test_a_saved_config_has_of_a_role_only_what_differs_from_train(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(load_config(["train.epochs=7", "student.lr=1e-5", "teacher.epochs=7"]).to_yaml())
+    saved = yaml.safe_load(path.read_text())
+    assert {role: saved.get(role) for role in ROLES} == {
+        "baseline": None,
+        "teacher": None,
+        "student": {"lr": 1e-5},
+    }
+    again = load_config([f"recipe={path}", "train.epochs=1", "train.lr=0.5"])
+    assert (again.baseline.epochs, again.teacher.epochs, again.student.epochs) == (1, 1, 1)
+    assert (again.baseline.lr, again.student.lr) == (0.5, 1e-5)
 
 
 @pytest.mark.parametrize(
@@ -226,6 +250,18 @@ def test_changed_settings_are_shown_as_they_are_written() -> None:
     assert changed_settings(new, new) == []
 
 
+def test_a_change_of_train_is_shown_once_and_not_for_the_roles_that_follow_it() -> None:
+    old = load_config(["student.epochs=9"])
+    assert changed_settings(old, load_config(["train.epochs=3", "student.epochs=9"])) == [
+        "train.epochs: 40 -> 3"
+    ]
+    assert changed_settings(old, load_config(["train.epochs=3"])) == [
+        "train.epochs: 40 -> 3",
+        "student.epochs: 9 -> 3",
+    ]
+    assert changed_settings(old, Config()) == ["student.epochs: 9 -> 40"]
+
+
 def test_every_setting_is_described_with_its_default() -> None:
     def is_leaf(name: str) -> bool:
         return not any(other.startswith(f"{name}.") for other in setting_names())
@@ -248,6 +284,24 @@ def test_the_run_folder_is_named_by_data_model_k_and_seed() -> None:
     config = load_config(
         ["data=photos/birds.csv", "model=vit_tiny_patch16_224.augreg_in21k", "k=3", "seed=7"]
     )
-    assert config.run_folder() == Path("runs/birds-vit_tiny_patch16_224.augreg_in21k-k3-s7")
+    assert config.run_folder() == Path("runs/photos-birds-vit_tiny_patch16_224.augreg_in21k-k3-s7")
     assert load_config(["model=my.module:build"]).run_folder() == Path("runs/scenes-my.module-build-k5-s0")
     assert load_config(["out=x"]).run_folder() == Path("x")
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("labels.csv", "labels"),
+        ("./labels.csv", "labels"),
+        ("a/photos/labels.csv", "photos-labels"),
+        ("/photos/labels.csv", "photos-labels"),
+        ("../labels.csv", "here-labels"),
+    ],
+)
+def test_tables_of_one_name_in_two_folders_have_two_run_folders(
+    source: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here" / "below").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here" / "below")
+    assert load_config([f"data={source}"]).run_folder() == Path(f"runs/{name}-resnet50-k5-s0")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import shutil
@@ -17,13 +18,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
+from rich.console import Console
 from torch import Tensor, nn
 
-import coterie.pipeline
+import coterie.preflight
+import coterie.stages
 from coterie.api import fit
 from coterie.checkpoint import load_model, read_checkpoint
 from coterie.config import Config, load_config
+from coterie.data.check import check_images
+from coterie.data.dataset import MultiLabelDataset
 from coterie.data.loading import ResizedImages, plain_batches
 from coterie.data.reading import read_dataset
 from coterie.errors import ConfigError, DataError, PartitionError, RunError
@@ -69,7 +75,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             names.append("/".join(folder.parts[-2:]) if folder.parent.name == "teachers" else folder.name)
             return super().run(*arguments)
 
-    monkeypatch.setattr(coterie.pipeline, "Trainer", Recorded)
+    monkeypatch.setattr(coterie.stages, "Trainer", Recorded)
     return names
 
 
@@ -203,6 +209,47 @@ def test_a_killed_run_ends_with_the_metrics_of_one_never_stopped(finished_run: R
     assert run(load_config(words)).metrics == finished_run.metrics
 
 
+def test_a_baseline_alone_is_trained_and_measured_and_a_later_call_does_the_rest(
+    finished_run: Run, tmp_path: Path, trained: list[str]
+) -> None:
+    config = config_of(finished_run, f"out={tmp_path / 'run'}")
+    alone = run(config, only=("baseline",))
+    assert trained == ["baseline"]
+    assert alone.metrics == {
+        split: {"baseline": models["baseline"]} for split, models in finished_run.metrics.items()
+    }
+    assert run(config, only=("baseline",)).metrics == alone.metrics
+    assert run(config).metrics == finished_run.metrics
+    assert trained == TRAININGS
+
+
+def test_the_teachers_of_a_branch_are_measured_when_all_of_them_are_done(
+    finished_run: Run, tmp_path: Path
+) -> None:
+    config = config_of(finished_run, f"out={tmp_path / 'run'}")
+    assert run(config, only=["teachers/co-occurrence-0"]).metrics == {}
+    one_branch = run(config, only=["teachers/co-occurrence-1"]).metrics
+    assert [list(models) for models in one_branch.values()] == [["CGP teachers"]] * 3
+    assert one_branch["val"]["CGP teachers"] == finished_run.metrics["val"]["CGP teachers"]
+
+
+def test_a_model_of_other_settings_is_not_measured(run_copy: Run) -> None:
+    config = config_of(run_copy, "train.epochs=1")
+    assert list(run(config, only=["baseline"], update=True).metrics["val"]) == ["baseline"]
+
+
+def test_only_names_trainings_of_the_run_and_no_student_before_its_teachers(
+    run_copy: Run, tmp_path: Path, trained: list[str]
+) -> None:
+    with pytest.raises(ConfigError, match=r"no training 'basline'; did you mean 'baseline'"):
+        run(run_copy.config, only=["basline"])
+    for config in (config_of(run_copy, f"out={tmp_path / 'new'}"), config_of(run_copy, "train.epochs=1")):
+        with pytest.raises(ConfigError, match="teachers that are not done: 'teachers/co-occurrence-0'"):
+            run(config, only=["baseline", "student"], update=True)
+    assert trained == []
+    assert run(run_copy.config, only=["student"], update=True).metrics == run_copy.metrics
+
+
 def test_with_all_weight_on_one_branch_the_other_is_not_trained(finished_run: Run, tmp_path: Path) -> None:
     result = run(config_of(finished_run, "distill.a=1", f"out={tmp_path / 'run'}"))
     assert [training.name for training in RunFolder(result.folder).trainings()] == [
@@ -330,6 +377,85 @@ def test_images_that_cannot_be_read_are_left_out_of_partitions_and_results(tmp_p
     without = write_table(tmp_path / "without", dataset.subset(keep))
     expected = run(load_config([*RUN_WORDS, f"data={without}", f"out={tmp_path / 'expected'}"]))
     assert skipped.metrics == expected.metrics
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the datasets whose images are checked from here on."""
+    names: list[str] = []
+
+    def check(dataset: MultiLabelDataset, *arguments: Any) -> Any:
+        names.append(dataset.name)
+        return check_images(dataset, *arguments)
+
+    monkeypatch.setattr(coterie.preflight, "check_images", check)
+    return names
+
+
+def test_images_that_passed_the_check_are_not_decoded_again(run_copy: Run, decoded: list[str]) -> None:
+    run(run_copy.config)
+    run(config_of(run_copy, "threshold=0.4"), update=True)
+    assert decoded == []
+
+
+def test_other_images_are_checked(run_copy: Run, decoded: list[str], tmp_path: Path) -> None:
+    table = write_table(tmp_path / "photos")
+    (tmp_path / "photos" / "003.png").write_bytes(b"no picture")
+    with pytest.raises(DataError, match=r"cannot be read: '003\.png'"):
+        run(config_of(run_copy, f"data={table}"))
+    assert decoded == ["labels.csv"]
+
+
+def test_images_that_were_left_out_are_left_out_again_and_named(
+    tmp_path: Path, decoded: list[str], trained: list[str]
+) -> None:
+    table = write_table(tmp_path / "photos")
+    (tmp_path / "photos" / "003.png").write_bytes(b"no picture")
+    words = [*RUN_WORDS, f"data={table}", f"out={tmp_path / 'run'}"]
+    first = run(load_config([*words, "data.on_corrupt=skip"]))
+    trained.clear()
+    screen = io.StringIO()
+    again = run(load_config([*words, "data.on_corrupt=skip"]), console=Console(file=screen))
+    assert again.metrics == first.metrics
+    assert (len(decoded), trained) == (1, [])
+    assert "note: 1 of 60 images cannot be read and are left out: '003.png'" in screen.getvalue()
+    with pytest.raises(DataError, match=r"cannot be read: '003\.png'"):
+        run(load_config(words), update=True)
+
+
+def test_weights_to_start_from_count_by_their_content(tmp_path: Path, trained: list[str]) -> None:
+    def words(weights: Path) -> Config:
+        return load_config(
+            [
+                *RUN_WORDS,
+                *("model=test_resnet", "model.image_size=32", "train.epochs=1"),
+                *(f"model.weights={weights}", f"data={table}", f"out={tmp_path / 'run'}"),
+            ]
+        )
+
+    table = write_table(tmp_path / "photos")
+    first, moved = tmp_path / "first.pt", tmp_path / "moved.pt"
+    backbone = timm.create_model("test_resnet", num_classes=0)
+    torch.save(backbone.state_dict(), first)
+    run(words(first), only=["baseline"])
+    first.rename(moved)
+    run(words(moved), only=["baseline"])
+    assert trained == ["baseline"]
+    torch.save({name: tensor + 1 for name, tensor in backbone.state_dict().items()}, moved)
+    with pytest.raises(RunError, match=r"the weights in model\.weights are others"):
+        run(words(moved), only=["baseline"])
+    run(words(moved), only=["baseline"], update=True)
+    assert trained == ["baseline", "baseline"]
+
+
+def test_a_picture_that_breaks_in_a_training_is_one_clear_error(
+    run_copy: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = write_table(tmp_path / "photos")
+    monkeypatch.setattr(coterie.preflight, "check_images", lambda dataset, _: (dataset, []))
+    (tmp_path / "photos" / "003.png").write_bytes(b"no picture")
+    with pytest.raises(DataError, match=r"^image .*003\.png cannot be read: it is not a picture"):
+        run(config_of(run_copy, f"data={table}", f"out={tmp_path / 'other'}", "data.workers=1"))
 
 
 def test_another_dataset_is_refused(run_copy: Run, tmp_path: Path) -> None:

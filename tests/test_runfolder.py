@@ -14,9 +14,10 @@ from coterie.checkpoint import WEIGHTS_FILE, Checkpoint, save_checkpoint
 from coterie.config import Config, load_config
 from coterie.data.transforms import Preprocessing
 from coterie.errors import RunError
-from coterie.runfolder import CONFIG_FILE, MANIFEST_FILE, RunFolder, Training, content_hash, reset
+from coterie.runfolder import CONFIG_FILE, MANIFEST_FILE, Inputs, RunFolder, Training, content_hash, reset
 
 NAMES = ("cat", "dog")
+DATA = Inputs("data")
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def folder(tmp_path: Path) -> RunFolder:
     folder = RunFolder(tmp_path / "run")
     with folder.locked():
         folder.save_config(load_config(["seed=1"]))
-        folder.write_manifest("data", [Training("baseline", NAMES), Training("student", NAMES)])
+        folder.write_manifest(DATA, [Training("baseline", NAMES), Training("student", NAMES)])
     return folder
 
 
@@ -66,37 +67,51 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 
 def test_a_changed_setting_is_named_with_both_values(folder: RunFolder) -> None:
     with pytest.raises(RunError, match=r"\n  distill.w: 0.5 -> 0.7\n"):
-        folder.check_config(config("distill.w=0.7"), "data")
-    folder.check_config(config("distill.w=0.7"), "data", update=True)
+        folder.check_config(config("distill.w=0.7"), DATA)
+    folder.check_config(config("distill.w=0.7"), DATA, update=True)
 
 
 def test_of_many_changed_settings_the_rest_is_counted(folder: RunFolder) -> None:
-    changes = ("train.epochs=3", "train.lr=0.5", "train.batch_size=2")  # each in `train` and three roles
-    with pytest.raises(RunError, match=r"\n  and 4 more\n"):
-        folder.check_config(config(*changes), "data")
+    sections = ("train", "baseline", "teacher", "student")
+    changes = [f"{section}.epochs={number}" for number, section in enumerate(sections, 1)]
+    changes += [f"{section}.lr=0.{number}" for number, section in enumerate(sections, 1)]
+    with pytest.raises(RunError, match=r"\n  and 2 more\n"):
+        folder.check_config(config(*changes, "k=2", "distill.w=0.7"), DATA)
 
 
 def test_settings_that_change_no_result_may_differ(folder: RunFolder) -> None:
     folder.check_config(
-        config("out=elsewhere", "device=cpu", "data.workers=3", "data.cache_gb=0", "data=moved/labels.csv"),
-        "data",
+        config(
+            "out=elsewhere",
+            "device=cpu",
+            "data.workers=3",
+            "data.cache_gb=0",
+            "data=moved/labels.csv",
+            "model.weights=moved.pt",
+        ),
+        DATA,
     )
 
 
 def test_other_data_are_refused(folder: RunFolder) -> None:
     with pytest.raises(RunError, match="the images, labels or splits are others"):
-        folder.check_config(config(), "other data")
+        folder.check_config(config(), Inputs("other data"))
+
+
+def test_other_weights_to_start_from_are_refused(folder: RunFolder) -> None:
+    with pytest.raises(RunError, match=r"the weights in model\.weights are others"):
+        folder.check_config(config("model.weights=a.pt"), Inputs("data", "a hash"))
 
 
 def test_a_folder_of_other_files_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(RunError, match=r"holds other files \(thesis.txt\) and no run"):
-        RunFolder(tmp_path).check_config(config(), "data")
+        RunFolder(tmp_path).check_config(config(), DATA)
 
 
 def test_hidden_files_do_not_make_a_folder_foreign(tmp_path: Path) -> None:
     (tmp_path / ".DS_Store").write_text("")
-    RunFolder(tmp_path).check_config(config(), "data")
+    RunFolder(tmp_path).check_config(config(), DATA)
 
 
 @pytest.mark.parametrize(
@@ -113,7 +128,7 @@ def test_a_damaged_manifest_is_named(folder: RunFolder, content: str) -> None:
 def test_a_damaged_config_is_named(folder: RunFolder, content: str) -> None:
     (folder.path / CONFIG_FILE).write_text(content)
     with pytest.raises(RunError, match=r"config\.yaml is damaged or of another version"):
-        folder.check_config(config(), "data")
+        folder.check_config(config(), DATA)
 
 
 def test_the_manifest_keeps_what_is_recorded(folder: RunFolder) -> None:

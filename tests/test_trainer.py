@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from coterie.errors import ConfigError, RunError
 from coterie.losses import binary_cross_entropy
 from coterie.tasks import ClassificationTask
 from coterie.trainer import STATE_FILE, Trainer, make_fabric, make_optimizer, make_scheduler
-from tests.tiny import equal_weights, make_dataset, make_trainer, tiny_net
+from tests.tiny import cpu_fabric, equal_weights, make_dataset, make_trainer, tiny_net
 
 STEPS_IN_AN_EPOCH = 3  # 24 training images in batches of 8
 
@@ -215,6 +216,27 @@ def test_the_log_has_a_line_an_epoch_also_after_a_stop(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [1, 2, 3]
     assert set(lines[0]) == {"epoch", "loss", "lr", "images_per_second", "seconds", "val_mAP"}
+
+
+def test_the_logged_rate_is_that_of_the_last_step_of_the_epoch(tmp_path: Path) -> None:
+    rates: list[float] = []
+
+    class Recorded(Trainer):
+        def _step(self, *arguments: Any) -> dict[str, Tensor]:
+            rates.append(self.optimizer.param_groups[0]["lr"])
+            return super()._step(*arguments)
+
+    trainer = make_trainer(tmp_path, epochs=3)
+    trainer.__class__ = Recorded
+    history = trainer.run().history
+    assert [line["lr"] for line in history] == rates[STEPS_IN_AN_EPOCH - 1 :: STEPS_IN_AN_EPOCH]
+    assert len(set(rates)) == 3 * STEPS_IN_AN_EPOCH
+
+
+def test_fabric_says_nothing_between_the_lines_of_a_run(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        cpu_fabric("bf16")
+    assert caplog.records == []
 
 
 def test_one_seed_gives_one_result_and_another_seed_another(tmp_path: Path) -> None:

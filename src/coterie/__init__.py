@@ -1,15 +1,21 @@
 """Multi-label image classifiers trained by Parallel Self-Distillation."""
 
-from coterie.api import evaluate, fit
-from coterie.config import Config, load_config
-from coterie.data.dataset import MultiLabelDataset
-from coterie.data.scenes import SceneSizes, make_scenes
-from coterie.data.table import read_table
-from coterie.errors import CoterieError
-from coterie.labels import CooccurrenceGraph, Partition, partition_labels
-from coterie.metrics import multilabel_metrics
-from coterie.pipeline import Run, run
-from coterie.predictor import Prediction, Predictor, load_classifier
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from coterie.api import evaluate, fit
+    from coterie.config import Config, load_config
+    from coterie.data.dataset import MultiLabelDataset
+    from coterie.data.scenes import SceneSizes, make_scenes
+    from coterie.data.table import read_table
+    from coterie.errors import CoterieError
+    from coterie.labels import CooccurrenceGraph, Partition, partition_labels
+    from coterie.metrics import multilabel_metrics
+    from coterie.pipeline import Run, run
+    from coterie.predictor import Prediction, Predictor, load_classifier
 
 __all__ = [
     "Config",
@@ -31,3 +37,30 @@ __all__ = [
     "read_table",
     "run",
 ]
+
+# Names are imported when they are first used: torch takes seconds that `coterie --help` need not wait.
+_MODULES = {
+    "coterie.api": ("evaluate", "fit"),
+    "coterie.config": ("Config", "load_config"),
+    "coterie.data.dataset": ("MultiLabelDataset",),
+    "coterie.data.scenes": ("SceneSizes", "make_scenes"),
+    "coterie.data.table": ("read_table",),
+    "coterie.errors": ("CoterieError",),
+    "coterie.labels": ("CooccurrenceGraph", "Partition", "partition_labels"),
+    "coterie.metrics": ("multilabel_metrics",),
+    "coterie.pipeline": ("Run", "run"),
+    "coterie.predictor": ("Prediction", "Predictor", "load_classifier"),
+}
+
+if not TYPE_CHECKING:  # or every name would be one of the package's to mypy
+
+    def __getattr__(name: str) -> object:
+        for module, names in _MODULES.items():
+            if name in names:
+                globals()[name] = getattr(import_module(module), name)
+                return globals()[name]
+        raise AttributeError(f"module 'coterie' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

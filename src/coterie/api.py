@@ -12,7 +12,7 @@ from coterie.config import Config, load_config
 from coterie.data.dataset import MultiLabelDataset
 from coterie.data.loading import ResizedImages
 from coterie.evaluation import Results, evaluate_models
-from coterie.models.factory import ModelBuilder
+from coterie.models.factory import ModelBuilder, builder_name
 from coterie.pipeline import Run, run
 from coterie.predictor import Predictor
 from coterie.trainer import make_fabric
@@ -44,8 +44,7 @@ def fit(
         given_name = values["model"].get("name")
         if callable(given_name):
             builder = given_name
-            name = f"{getattr(builder, '__module__', '')}:{getattr(builder, '__qualname__', 'model')}"
-            values["model"]["name"] = name
+            values["model"]["name"] = builder_name(builder)
     if isinstance(dataset, MultiLabelDataset):
         values["data"] = {"source": dataset.name} | dict(values.get("data") or {})
     else:
@@ -57,10 +56,16 @@ def fit(
 
 
 def evaluate(
-    predictors: Mapping[str, Predictor], dataset: MultiLabelDataset, split: str, config: Config
+    predictors: Mapping[str, Predictor],
+    dataset: MultiLabelDataset,
+    split: str,
+    config: Config,
+    *,
+    threshold: float | None = None,
 ) -> Results:
     """The metrics of trained classifiers on one split: {split: {name: metrics}}.
 
+    `threshold`: by default each classifier's own. `config`: the device, the precision and the processes.
     Raises DataError where the dataset lacks a class of a classifier; another order of them is put right, and
     further classes are left out.
     """
@@ -73,7 +78,7 @@ def evaluate(
             images,
             [split],
             make_fabric(config),
-            threshold=predictor.checkpoint.threshold,
+            threshold=predictor.checkpoint.threshold if threshold is None else threshold,
             workers=config.data.workers,
         )
         results[split] |= measured[split]

@@ -23,7 +23,7 @@ from coterie.config import ModelConfig
 from coterie.data.transforms import Preprocessing
 from coterie.errors import CheckpointError, ConfigError, shortened
 from coterie.files import atomic_write
-from coterie.models.factory import ModelBuilder, ModelFactory
+from coterie.models.factory import ModelBuilder, ModelFactory, builder_name
 
 SCHEMA_VERSION = 1
 WEIGHTS_FILE = "model.safetensors"
@@ -53,9 +53,8 @@ def describe_architecture(factory: ModelFactory) -> dict[str, Any]:
     """
     settings = factory.settings
     if factory.builder is not None:
-        function = factory.builder
-        name = f"{getattr(function, '__module__', '')}:{getattr(function, '__qualname__', repr(function))}"
-        return {"kind": "own", "builder": settings.name if ":" in settings.name else name}
+        name = settings.name if ":" in settings.name else builder_name(factory.builder)
+        return {"kind": "own", "builder": name}
     return {"kind": "coterie", **{key: getattr(settings, key) for key in ARCHITECTURE}}
 
 

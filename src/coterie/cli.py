@@ -91,7 +91,7 @@ def partition(
     """
     from coterie.config import load_config
     from coterie.labels import CooccurrenceGraph, share_inside
-    from coterie.pipeline import make_partitions, prepare_data
+    from coterie.preparation import make_partitions, prepare_data
     from coterie.progress import say
 
     config = load_config(words or ())
@@ -131,13 +131,13 @@ def evaluate(
 
     Example: coterie evaluate runs/x data=photos/labels.csv
 
-    Without data= the data are those of the run.
+    Without data= the data are those of the run. Of another table without splits, every image is measured.
+    Besides data.*, the settings threshold, device and precision have an effect.
     """
     from coterie.api import evaluate as measure
     from coterie.checkpoint import INFO_FILE
-    from coterie.config import load_config
     from coterie.data.reading import read_split
-    from coterie.evaluation import left_out_notes, results_table
+    from coterie.evaluation import evaluation_config, left_out_notes, results_table
     from coterie.files import atomic_write
     from coterie.models.factory import import_builder
     from coterie.predictor import find_checkpoint, load_classifier
@@ -147,14 +147,16 @@ def evaluate(
     trainings = [path.name] if (path / INFO_FILE).exists() else ["baseline", "student"]
     predictors = {name: load_classifier(find_checkpoint(path, name), builder) for name in trainings}
     saved = next(iter(predictors.values()))
-    config = load_config(words or (), settings=saved.checkpoint.config)
-    dataset = read_split(config, split)
-    results = measure(predictors, dataset, split, config)
+    config, own = evaluation_config(saved.checkpoint, words or ())
+    dataset = read_split(config, split, drawn=own)
+    results = measure(predictors, dataset, split, config, threshold=config.threshold)
     console = Console()
+    for note in dataset.notes:
+        say(console, f"note: {note}")
     further = [name for name in dataset.class_names if name not in saved.class_names]
     if further:
         say(console, f"note: classes that the model does not know are left out: {shortened(further)}")
-    console.print(results_table(results, f"{dataset.name}, threshold {saved.checkpoint.threshold}"))
+    console.print(results_table(results, f"{dataset.name}, threshold {config.threshold}"))
     for note in left_out_notes(results):
         say(console, note)
     if out is not None:

@@ -23,7 +23,8 @@ from pydantic import (
     model_validator,
 )
 
-from coterie.errors import ConfigError, did_you_mean
+from coterie.errors import ConfigError, did_you_mean, either
+from coterie.labels.partition import METHODS
 
 ROLES = ("baseline", "teacher", "student")
 # `data=PATH` is short for `data.source=PATH`.
@@ -97,7 +98,9 @@ class DataConfig(Section):
     split_column: str = "split"
     delimiter: str = Field(";", min_length=1, description="what stands between the labels of an image")
     val_fraction: float = Field(0.1, gt=0, lt=1, description="share of validation where the table names none")
-    test_fraction: float = Field(0.1, gt=0, lt=1, description="share of test where the table names no split")
+    test_fraction: float = Field(
+        0.1, ge=0, lt=1, description="share of test where the table names no split; 0 is no test split"
+    )
     min_positives: int = Field(0, ge=0, description="leave out classes with fewer training images than this")
     on_corrupt: Literal["error", "skip"] = Field(
         "error", description="what to do with an image that cannot be read"
@@ -157,11 +160,23 @@ class ModelConfig(Section):
 
 
 class PartitionConfig(Section):
-    """How labels are grouped; `method` names are those of `coterie.partition_labels`."""
+    """How labels are grouped; the methods are those of `coterie.partition_labels`."""
 
     root: float = Field(2.0, gt=0, description="root taken of the conditional probabilities")
-    co_method: str | None = Field(None, description="'normalized-cut' (default) or 'paper'")
-    dis_method: str | None = Field(None, description="'balanced' (default) or 'paper'")
+    co_method: str | None = Field(
+        None, description=f"of co-occurrence: {either(METHODS['co-occurrence'])}; by default the first"
+    )
+    dis_method: str | None = Field(
+        None, description=f"of dis-occurrence: {either(METHODS['dis-occurrence'])}; by default the first"
+    )
+
+    @field_validator("co_method", "dis_method")
+    @classmethod
+    def _one_of_the_methods(cls, method: str | None, info: ValidationInfo) -> str | None:
+        methods = METHODS["co-occurrence" if info.field_name == "co_method" else "dis-occurrence"]
+        if method is not None and method not in methods:
+            raise ValueError(f"be {either(methods)}")
+        return method
 
 
 class TrainConfig(Section):
@@ -225,19 +240,36 @@ class Config(Section):
         }
 
     def run_folder(self) -> Path:
-        """`out`, or a name made of data, model, k and seed, so that the same words find the same run."""
+        """`out`, or a name made of data, model, k and seed, so that the same words find the same run.
+
+        The data are the table's folder and name: many tables are a labels.csv.
+        """
         if self.out is not None:
             return self.out
+        source = Path(self.data.source)
+        folder = source.parent.resolve() if source.parent.name == ".." else source.parent
         words = (
-            Path(self.data.source).stem,
+            *([folder.name] if folder.name else []),
+            source.stem,
             re.sub(r"[^\w.-]+", "-", self.model.name),
             f"k{self.k}",
             f"s{self.seed}",
         )
         return Path("runs") / "-".join(words)
 
+    def to_values(self) -> dict[str, Any]:
+        """Plain values that read back as an equal Config; of a role only what differs from `train`, so that a
+        change of `train` reaches it.
+        """
+        values = self.model_dump(mode="json")
+        for role in ROLES:
+            own = values.pop(role)
+            if changed := {key: value for key, value in own.items() if value != values["train"][key]}:
+                values[role] = changed
+        return values
+
     def to_yaml(self) -> str:
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        return yaml.safe_dump(self.to_values(), sort_keys=False, allow_unicode=True)
 
 
 def load_config(
@@ -248,19 +280,23 @@ def load_config(
     Later values win. `recipe=NAME` may also stand among the words. Raises ConfigError, naming the key
     and the nearest right one, where a key is unknown or a value does not fit.
     """
-    overrides: list[dict[str, Any]] = []
+    overrides = parse_words(words)
+    recipe = overrides.pop("recipe", recipe)
+    values: dict[str, Any] = {}
+    for new in (_read_recipe(recipe) if recipe is not None else {}, settings or {}, overrides):
+        _merge(values, _spelt_out(new))
+    return validate_config(values)
+
+
+def parse_words(words: Iterable[str]) -> dict[str, Any]:
+    """The nested values that `key=value` words give, not yet validated; "recipe" is a name or a path."""
+    values: dict[str, Any] = {}
     for word in words:
         key, sign, text = word.partition("=")
         if not sign or not key:
             raise ConfigError(f"'{word}' is not a setting; write it as key=value, such as train.epochs=20")
-        if key == "recipe":
-            recipe = text
-        else:
-            overrides.append(_nested(key, _parse(key, text)))
-    values: dict[str, Any] = {}
-    for new in (_read_recipe(recipe) if recipe is not None else {}, settings or {}, *overrides):
-        _merge(values, _spelt_out(new))
-    return validate_config(values)
+        _merge(values, _spelt_out({key: text} if key == "recipe" else _nested(key, _parse(key, text))))
+    return values
 
 
 def read_config(path: Path) -> Config:
@@ -279,12 +315,13 @@ def validate_config(values: Mapping[str, Any]) -> Config:
 
 
 def changed_settings(old: Config, new: Config) -> list[str]:
-    """`key: old value -> new value` for each setting that differs."""
-    before, after = dict(_leaves(old.model_dump(mode="json"))), dict(_leaves(new.model_dump(mode="json")))
+    """`key: old value -> new value` for each setting that differs; a role's only where it is its own."""
+    before, after = dict(leaves(old.model_dump(mode="json"))), dict(leaves(new.model_dump(mode="json")))
+    own = {key for config in (old, new) for key, _ in leaves(config.to_values())}
     return [
         f"{key}: {_plain(before.get(key))} -> {_plain(after.get(key))}"
         for key in before | after
-        if before.get(key) != after.get(key)
+        if before.get(key) != after.get(key) and (key in own or key.split(".")[0] not in ROLES)
     ]
 
 
@@ -405,10 +442,11 @@ def _merge(values: dict[str, Any], new: Mapping[str, Any]) -> None:
             _merge(values[key], value)
 
 
-def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(key with dots, value) of every setting in nested values."""
     for key, value in values.items():
         if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
+            yield from leaves(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
 
@@ -436,7 +474,7 @@ def _message(problem: Any) -> str:
         isinstance(value, dict) and not _is_section(key) and key
     ):
         key = key or str(place[-1])
-        key = next((f"{key}.{leaf}" for leaf, _ in _leaves(value)), key) if isinstance(value, dict) else key
+        key = next((f"{key}.{leaf}" for leaf, _ in leaves(value)), key) if isinstance(value, dict) else key
         return f"there is no setting '{key}'{_nearest_setting(key)}"
     if kind == "model_type":
         example = next(name for name in setting_names() if name.startswith(f"{key}."))

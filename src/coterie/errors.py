@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 
@@ -36,8 +37,23 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
     return f"; did you mean '{near[0]}'?" if near else ""
 
 
+def either(names: Iterable[str]) -> str:
+    """`"'a', 'b' or 'c'"`: the choices there are."""
+    *first, last = [f"'{name}'" for name in names]
+    return f"{', '.join(first)} or {last}" if first else last
+
+
 def shortened(names: Sequence[object], most: int = 5) -> str:
     """The first `most` names in quotes, then how many more: for messages about long lists."""
-    shown = ", ".join(f"'{name}'" for name in names[:most])
-    rest = len(names) - most
-    return f"{shown} and {rest} more" if rest > 0 else shown
+    return listed([f"'{name}'" for name in names], most)
+
+
+def listed(parts: Sequence[str], most: int = 5) -> str:
+    """The first `most` parts as they are, then how many more."""
+    rest = len(parts) - most
+    return ", ".join(parts[:most]) + (f" and {rest:,} more" if rest > 0 else "")
+
+
+def repeated(names: Iterable[str]) -> list[str]:
+    """The names that stand more than once, each once and sorted."""
+    return sorted(name for name, times in Counter(names).items() if times > 1)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from lightning_fabric import Fabric
@@ -11,10 +12,15 @@ from rich.table import Table
 from rich.text import Text
 from torch import nn
 
+from coterie.checkpoint import Checkpoint
+from coterie.config import Config, leaves, load_config, parse_words, validate_config
 from coterie.data.loading import ResizedImages, plain_batches
+from coterie.errors import ConfigError
 from coterie.metrics import multilabel_metrics
 from coterie.trainer import predict_logits
 
+# The sections and settings that a measurement depends on.
+EVALUATION_SETTINGS = ("data", "threshold", "device", "precision")
 SHOWN = ("mAP", "CF1", "OF1")
 EVALUATION_BATCH = 64
 
@@ -43,6 +49,27 @@ def evaluate_models(
                 logits.sigmoid(), targets, threshold, class_names=dataset.class_names
             )
     return results
+
+
+def evaluation_config(checkpoint: Checkpoint, words: Iterable[str]) -> tuple[Config, bool]:
+    """The config to measure a checkpoint by, and whether the data are those it was trained on.
+
+    `words` go over the settings of the training; ConfigError where one has no effect on a measurement. The
+    images of another table start from its own folder, unless data.image_root names one.
+    """
+    given = parse_words(words := list(words))
+    trained = validate_config(checkpoint.config)
+    config = load_config(words, settings=checkpoint.config | {"threshold": checkpoint.threshold})
+    useless = [key for key, _ in leaves(given) if key.partition(".")[0] not in EVALUATION_SETTINGS]
+    if useless:
+        raise ConfigError(
+            f"setting '{useless[0]}' has no effect on an evaluation; those that have are data.*, threshold, "
+            "device and precision"
+        )
+    same = Path(config.data.source).resolve() == Path(trained.data.source).resolve()
+    if not same and "image_root" not in given["data"]:
+        config = config.model_copy(update={"data": config.data.model_copy(update={"image_root": None})})
+    return config, same
 
 
 def evaluation_splits(names: Sequence[str]) -> list[str]:

@@ -1,7 +1,8 @@
-"""Writing files so that a reader finds the old content or the new, never half of it."""
+"""Files: written so that a reader finds the old content or the new, never half of it; known by their hash."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 from pathlib import Path
@@ -23,3 +24,9 @@ def atomic_write(path: Path, data: bytes | str) -> None:
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of what is in a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -8,22 +8,25 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from coterie.checkpoint import INFO_FILE, WEIGHTS_FILE, read_checkpoint
 from coterie.config import Config, changed_settings, read_config
 from coterie.errors import CheckpointError, ConfigError, RunError
-from coterie.files import atomic_write
+from coterie.files import atomic_write, file_sha256
 
 SCHEMA_VERSION = 1
 CONFIG_FILE = "config.yaml"
 MANIFEST_FILE = "manifest.json"
 METRICS_FILE = "metrics.json"
 # Settings that change where and how fast a run goes, not what comes out of it. The data themselves are
-# compared by their fingerprint, wherever they lie.
-INDIFFERENT = ("out", "device", "data.source", "data.image_root", "data.workers", "data.cache_gb")
+# compared by their fingerprint and a weights file by its content, wherever they lie.
+INDIFFERENT = (
+    *("out", "device", "data.source", "data.image_root", "data.workers", "data.cache_gb"),
+    "model.weights",
+)
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,19 @@ class Training:
     best_epoch: int = 0
     val_map: float | None = None
     seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a run is made from and its config only points to.
+
+    `fingerprint`: of the data, without the images whose ids are `unreadable`. `start_sha256`: of the file
+    `model.weights`.
+    """
+
+    fingerprint: str
+    start_sha256: str | None = None
+    unreadable: tuple[str, ...] = ()
 
 
 class RunFolder:
@@ -69,8 +85,8 @@ class RunFolder:
                 ) from None
             yield
 
-    def check_config(self, config: Config, fingerprint: str, update: bool = False) -> None:
-        """RunError where the folder is of another config or other data, unless `update`."""
+    def check_config(self, config: Config, inputs: Inputs, update: bool = False) -> None:
+        """RunError where the folder is of another config or made from other files, unless `update`."""
         if not (self.path / CONFIG_FILE).exists():
             strangers = [entry.name for entry in self.path.iterdir() if not entry.name.startswith(".")]
             if strangers:
@@ -90,9 +106,11 @@ class RunFolder:
             for change in changed_settings(saved, config)
             if not change.startswith(tuple(f"{name}:" for name in INDIFFERENT))
         ]
-        before = self.manifest().get("fingerprint")
-        if before is not None and before != fingerprint:
+        before = self.inputs() or inputs
+        if before.fingerprint != inputs.fingerprint:
             changes.append("the images, labels or splits are others")
+        if before.start_sha256 != inputs.start_sha256:
+            changes.append("the weights in model.weights are others")
         if changes and not update:
             more = [f"and {len(changes) - 8} more"] if len(changes) > 8 else []
             shown = "\n  ".join(changes[:8] + more)
@@ -118,6 +136,17 @@ class RunFolder:
             raise self._damaged(f"it is not of schema version {SCHEMA_VERSION}")
         return content
 
+    def inputs(self) -> Inputs | None:
+        """What the trainings of the manifest were made from, None where there is no manifest yet."""
+        content = self.manifest()
+        if not content:
+            return None
+        values = {field.name: content[field.name] for field in fields(Inputs) if field.name in content}
+        try:
+            return Inputs(**values | {"unreadable": tuple(content.get("unreadable", ()))})
+        except TypeError as error:
+            raise self._damaged(str(error)) from None
+
     def trainings(self) -> list[Training]:
         """The trainings of the manifest, in the order of the run."""
         try:
@@ -134,19 +163,17 @@ class RunFolder:
             "in another folder with out=…"
         )
 
-    def write_manifest(self, fingerprint: str, trainings: list[Training]) -> None:
-        content = {
-            "schema_version": SCHEMA_VERSION,
-            "fingerprint": fingerprint,
-            "trainings": [asdict(training) for training in trainings],
-        }
+    def write_manifest(self, inputs: Inputs, trainings: Sequence[Training]) -> None:
+        self._write_manifest({"schema_version": SCHEMA_VERSION, **asdict(inputs)}, trainings)
+
+    def _write_manifest(self, content: dict[str, Any], trainings: Sequence[Training]) -> None:
+        content = content | {"trainings": [asdict(training) for training in trainings]}
         atomic_write(self.path / MANIFEST_FILE, json.dumps(content, indent=1, ensure_ascii=False))
 
     def record(self, training: Training) -> None:
         """Put `training` into the manifest, in the place of the one of that name."""
-        content = self.manifest()
         entries = [training if old.name == training.name else old for old in self.trainings()]
-        self.write_manifest(content["fingerprint"], entries)
+        self._write_manifest(self.manifest(), entries)
 
     def is_done(self, training: Training, key: str) -> bool:
         """Whether the training was finished with this `key` and its weights are still those."""
@@ -160,7 +187,7 @@ class RunFolder:
         return (
             checkpoint.weights_sha256 == training.weights_sha256
             and weights.is_file()
-            and hashlib.sha256(weights.read_bytes()).hexdigest() == training.weights_sha256
+            and file_sha256(weights) == training.weights_sha256
         )
 
     def set_aside(self, training: Training) -> None:

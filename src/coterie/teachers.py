@@ -8,7 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from coterie.errors import CheckpointError, shortened
+from coterie.errors import CheckpointError, repeated, shortened
 
 
 class Branch(nn.Module):
@@ -29,7 +29,7 @@ class Branch(nn.Module):
         if sorted(answered) != sorted(class_names):
             wrong = {
                 "no teacher for": set(class_names) - set(answered),
-                "more than one for": {name for name in answered if answered.count(name) > 1},
+                "more than one for": set(repeated(answered)),
                 "not a class:": set(answered) - set(class_names),
             }
             problems = [f"{what} {shortened(sorted(names))}" for what, names in wrong.items() if names]

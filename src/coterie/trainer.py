@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import math
 import time
 from dataclasses import dataclass
@@ -29,6 +30,9 @@ from coterie.metrics import average_precision
 from coterie.progress import Progress
 from coterie.seeding import derive_seed
 from coterie.tasks import Task
+
+# Fabric says which precision it uses and the like, between the lines of a run.
+logging.getLogger("lightning_fabric.utilities.rank_zero").setLevel(logging.WARNING)
 
 STATE_FILE = "last.pt"
 LOG_FILE = "log.jsonl"
@@ -144,14 +148,18 @@ class Trainer:
             ) from None
 
     def _train_epoch(self, epoch: int, progress: Progress | None) -> dict[str, float]:
-        """One pass over the training images; the mean of every part of the loss, the rate, and the speed."""
+        """One pass over the training images: the mean of every part of the loss, the rate of the last step,
+        and the speed.
+        """
         start = time.monotonic()
         # dropout and the like: from the epoch, not from what ran before it
         torch.manual_seed(derive_seed(self.seed, "training", epoch))
         self.task.train()
         sums: dict[str, Tensor] = {}
         images = 0
+        rate = 0.0
         for number, batch in enumerate(self.data.training.epoch(epoch)):
+            rate = self.optimizer.param_groups[0]["lr"]
             outputs = self._step(batch, epoch * len(self.data.training) + number + 1)
             for name, value in outputs.items():
                 if value.ndim == 0:
@@ -163,7 +171,6 @@ class Trainer:
         if not math.isfinite(losses["loss"]):
             raise self._diverged(f"loss of {self.folder.name} is {losses['loss']}", epoch)
         seconds = time.monotonic() - start
-        rate = self.optimizer.param_groups[0]["lr"]
         return losses | {"lr": rate, "images_per_second": images / seconds, "seconds": seconds}
 
     def _step(self, batch: Batch, step: int) -> dict[str, Tensor]:

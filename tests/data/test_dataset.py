@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -199,3 +200,11 @@ def test_an_unreadable_picture_is_an_error_about_data_with_path_and_reason(tmp_p
         open_image(path)
     assert str(caught.value) == f"image {path} cannot be read: the file is empty"
     assert caught.value.reason == "the file is empty"
+
+
+def test_an_unreadable_image_is_the_same_error_in_another_process() -> None:
+    error = UnreadableImage(Path("a/b.png"), "the file is empty")
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is UnreadableImage
+    assert str(again) == "image a/b.png cannot be read: the file is empty"
+    assert (again.path, again.reason) == (error.path, error.reason)

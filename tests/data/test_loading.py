@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from coterie.config import AugmentConfig
-from coterie.data.dataset import MultiLabelDataset
+from coterie.data.dataset import MultiLabelDataset, UnreadableImage
 from coterie.data.loading import (
     Batch,
     Batches,
@@ -113,6 +113,20 @@ def test_a_view_depends_on_seed_epoch_and_image_alone() -> None:
     assert not torch.equal(batch(3, epoch=1).pixels, pixels)
     other = Views(ResizedImages(dataset(), PREPROCESSING), AUGMENTATION, seed=2)[0, 3]
     assert not torch.equal(other.pixels, pixels)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_picture_that_breaks_after_its_check_is_one_clear_error(tmp_path: Path, workers: int) -> None:
+    images = ResizedImages(files(tmp_path), PREPROCESSING)
+    batches = plain_batches(images, np.arange(11), 4, workers)
+    assert len(list(batches.epoch(0))) == 3
+    (tmp_path / "5.png").write_bytes(b"no picture")
+    with pytest.raises(UnreadableImage) as caught:
+        list(batches.epoch(1))
+    assert str(caught.value) == (
+        f"image {tmp_path / '5.png'} cannot be read: it is not a picture of a known format"
+    )
+    assert caught.value.reason == "it is not a picture of a known format"
 
 
 def test_workers_change_no_pixel() -> None:

@@ -75,6 +75,17 @@ def test_a_table_without_splits_gets_those_that_a_run_makes(tmp_path: Path) -> N
     assert read_split(config, "val").image_ids == parts[1].image_ids
 
 
+def test_a_table_without_splits_is_of_one_split_where_none_are_drawn(tmp_path: Path) -> None:
+    dataset = read_split(table(tmp_path, [""] * 5), "exam", drawn=False)
+    assert dataset.splits.tolist() == ["exam"] * 5
+    assert "no splits given: all 5 images are measured" in dataset.notes
+
+
+def test_splits_that_a_table_has_are_kept_where_none_are_drawn(tmp_path: Path) -> None:
+    config = table(tmp_path, ["train", "val", "test", "test"])
+    assert read_split(config, "test", drawn=False).image_ids == ("2.png", "3.png")
+
+
 def test_a_damaged_picture_of_the_split_is_told_or_skipped(tmp_path: Path) -> None:
     config = table(tmp_path, ["train", "val", "test", "test"], damaged=3)
     with pytest.raises(DataError, match=r"1 of 2 images of .* cannot be read: '3.png'"):

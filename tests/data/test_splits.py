@@ -119,8 +119,10 @@ def test_images_without_splits_are_split_by_fractions() -> None:
     )
 
 
-def test_a_test_fraction_of_zero_makes_no_test_split() -> None:
-    assert set(sizes(ensure_splits(dataset(long_tail(), ""), 0.2, 0, seed=0))) == {"train", "val"}
+def test_a_test_fraction_of_zero_makes_no_test_split_and_is_noted() -> None:
+    data = ensure_splits(dataset(long_tail(), ""), 0.2, 0, seed=0)
+    assert set(sizes(data)) == {"train", "val"}
+    assert data.notes[1:] == ("no test split: results are on val, which also chose the best epoch",)
 
 
 def test_a_missing_val_split_is_taken_from_train_alone() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Literal
@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from coterie.data.dataset import MultiLabelDataset, UnreadableImage
-from coterie.errors import DataError, shortened
+from coterie.errors import DataError, listed, shortened
 
 IMAGES_A_TASK = 32
 
@@ -39,18 +39,23 @@ def check_images(
             if len(reports) == len(dataset)
             else "replace them, or leave them out with data.on_corrupt=skip"
         )
+        shown = listed([f"'{image_id}' ({reason})" for image_id, reason in reports])
         raise DataError(
-            f"{len(reports)} of {len(dataset)} images of {dataset.name} cannot be read: "
-            f"{_first(reports)}; {remedy}"
+            f"{len(reports)} of {len(dataset)} images of {dataset.name} cannot be read: {shown}; {remedy}"
         )
-    readable = np.ones(len(dataset), dtype=np.bool_)
-    readable[list(reasons)] = False
-    note = (
-        f"{len(reports)} of {len(dataset)} images cannot be read and are left out: "
-        f"{shortened([image_id for image_id, _ in reports])}"
-    )
+    return without_images(dataset, [image_id for image_id, _ in reports]), reports
+
+
+def without_images(dataset: MultiLabelDataset, unreadable: Collection[str]) -> MultiLabelDataset:
+    """The dataset without the images whose ids are `unreadable`, with a note that names them."""
+    unreadable = set(unreadable)
+    readable = np.array([image_id not in unreadable for image_id in dataset.image_ids], dtype=np.bool_)
+    left_out = [dataset.image_ids[index] for index in np.flatnonzero(~readable)]
+    if not left_out:
+        return dataset
     kept = dataset.subset(readable)
-    return replace(kept, notes=(*kept.notes, note)), reports
+    note = f"{len(left_out)} of {len(dataset)} images cannot be read and are left out: {shortened(left_out)}"
+    return replace(kept, notes=(*kept.notes, note))
 
 
 def _decode_all(dataset: MultiLabelDataset, progress: Callable[[int, int], None] | None) -> dict[int, str]:
@@ -76,9 +81,3 @@ def _decode_all(dataset: MultiLabelDataset, progress: Callable[[int, int], None]
     finally:
         pool.shutdown(cancel_futures=True)  # on Ctrl-C, not after all that is queued
     return reasons
-
-
-def _first(reports: list[tuple[str, str]], most: int = 5) -> str:
-    rest = len(reports) - most
-    shown = ", ".join(f"'{image_id}' ({reason})" for image_id, reason in reports[:most])
-    return shown + (f" and {rest:,} more" if rest > 0 else "")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from coterie.errors import DataError, did_you_mean, shortened
+from coterie.errors import DataError, did_you_mean, repeated, shortened
 
 PRESENT, ABSENT, UNKNOWN = 1, 0, -1
 
@@ -22,8 +21,13 @@ class UnreadableImage(DataError):
     """A picture that cannot be decoded; `reason` says why, without the path."""
 
     def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(f"image {path} cannot be read: {reason}")
+        # the arguments as they are: an exception is made anew from them when it comes from another process
+        super().__init__(path, reason)
+        self.path = path
         self.reason = reason
+
+    def __str__(self) -> str:
+        return f"image {self.path} cannot be read: {self.reason}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,11 +73,11 @@ class MultiLabelDataset:
                 "give one of each for every image"
             )
         if len(set(self.class_names)) != c:
-            twice = sorted(name for name, times in Counter(self.class_names).items() if times > 1)
-            raise DataError(f"class names of {self.name} stand twice: {shortened(twice)}")
+            twice = shortened(repeated(self.class_names))
+            raise DataError(f"class names of {self.name} stand twice: {twice}")
         if len(set(self.image_ids)) != n:
-            twice = sorted(image for image, times in Counter(self.image_ids).items() if times > 1)
-            raise DataError(f"image ids of {self.name} stand twice: {shortened(twice)}")
+            twice = shortened(repeated(self.image_ids))
+            raise DataError(f"image ids of {self.name} stand twice: {twice}")
 
     def __len__(self) -> int:
         return len(self.images)

@@ -10,10 +10,10 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from torchvision.transforms import v2
 
-from coterie.data.dataset import MultiLabelDataset
+from coterie.data.dataset import MultiLabelDataset, UnreadableImage
 from coterie.data.transforms import Preprocessing, to_pixels
 from coterie.seeding import derive_seed, seeded
 
@@ -80,6 +80,19 @@ class Views(Dataset[Batch]):
         targets = torch.from_numpy(self.images.dataset.targets[index])
         return Batch(to_pixels(image), targets, torch.tensor(index))
 
+    def __getitems__(self, keys: list[ViewKey]) -> list[Batch] | UnreadableImage:
+        """The views of one batch; an unreadable image among them is handed on, as what is raised in a loading
+        process comes out of torch as another error.
+        """
+        try:
+            return [self[key] for key in keys]
+        except UnreadableImage as error:
+            return error
+
+
+def _collated(views: list[Batch] | UnreadableImage) -> Batch | UnreadableImage:
+    return views if isinstance(views, UnreadableImage) else default_collate(views)
+
 
 class EpochSampler(Sampler[list[ViewKey]]):
     """Batches of view keys. A training epoch has an order of its own and leaves a short last batch out."""
@@ -114,6 +127,7 @@ class Batches:
         self._loader: DataLoader[Batch] = DataLoader(
             views,
             batch_sampler=sampler,
+            collate_fn=_collated,
             num_workers=workers,
             persistent_workers=workers > 0,
             # The loader draws a seed for its workers when it makes them: from torch's generator, dropout
@@ -129,10 +143,12 @@ class Batches:
         return len(self.sampler)
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
-        """The batches of one epoch."""
+        """The batches of one epoch; UnreadableImage where a picture has broken since it was checked."""
         self.sampler.epoch = epoch
-        for pixels, targets, indices in self._loader:
-            yield Batch(pixels, targets, indices)
+        for batch in self._loader:
+            if isinstance(batch, UnreadableImage):
+                raise batch
+            yield batch
 
 
 def training_batches(

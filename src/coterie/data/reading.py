@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
 
 from coterie.config import Config, DataConfig
 from coterie.data.check import check_images
@@ -28,12 +31,17 @@ def read_dataset(config: DataConfig, seed: int = 0) -> MultiLabelDataset:
     )
 
 
-def read_split(config: Config, split: str) -> MultiLabelDataset:
-    """The images of one split alone, each of them readable; a split that the table lacks is made as for a
-    run.
+def read_split(config: Config, split: str, drawn: bool = True) -> MultiLabelDataset:
+    """The images of one split alone, each of them readable.
+
+    A split that the data lack is `drawn` as for a run; else all images are of the split, if none has one.
     """
     dataset = read_dataset(config.data, config.seed)
-    if split not in dataset.split_names:
+    if not drawn and dataset.split_names == ("",):
+        note = f"no splits given: all {len(dataset):,} images are measured"
+        splits = np.full(len(dataset), split)
+        dataset = replace(dataset, splits=splits, notes=(*dataset.notes, note))
+    elif split not in dataset.split_names:
         dataset = ensure_splits(dataset, config.data.val_fraction, config.data.test_fraction, config.seed)
     checked, _ = check_images(dataset.subset(dataset.indices(split)), config.data.on_corrupt)
     return checked

@@ -13,6 +13,8 @@ from iterstrat.ml_stratifiers import IterativeStratification
 from coterie.data.dataset import PRESENT, MultiLabelDataset
 from coterie.errors import ConfigError, DataError, did_you_mean, shortened
 
+NO_TEST = "no test split: results are on val, which also chose the best epoch"
+
 
 def stratified_split(
     targets: npt.NDArray[np.int8], fractions: Mapping[str, float], seed: int
@@ -71,7 +73,8 @@ def ensure_splits(
         }
         made = replace(dataset, splits=stratified_split(dataset.targets, fractions, seed))
         sizes = ", ".join(f"{(made.splits == name).sum():,} {name}" for name in fractions)
-        return _noted(made, f"no splits given: {sizes}, drawn with seed {seed}, stratified by class")
+        dataset = _noted(made, f"no splits given: {sizes}, drawn with seed {seed}, stratified by class")
+        return dataset if test_fraction else _noted(dataset, NO_TEST)
     if without.any():
         ids = [dataset.image_ids[index] for index in np.flatnonzero(without)]
         raise DataError(
@@ -92,7 +95,7 @@ def ensure_splits(
     if not (dataset.splits == "val").any():
         dataset = _with_val_from_train(dataset, val_fraction, seed)
     if not any(name.startswith("test") for name in dataset.split_names):
-        dataset = _noted(dataset, "no test split: results are on val, which also chose the best epoch")
+        dataset = _noted(dataset, NO_TEST)
     return dataset
 
 

@@ -18,7 +18,7 @@ import pyarrow
 import pyarrow.parquet
 
 from coterie.data.dataset import ABSENT, PRESENT, UNKNOWN, MultiLabelDataset
-from coterie.errors import ConfigError, DataError, did_you_mean, shortened
+from coterie.errors import ConfigError, DataError, did_you_mean, listed, repeated, shortened
 
 SPLIT_ALIASES = {"training": "train", "valid": "val", "validation": "val", "dev": "val"}
 CELL_VALUES = {
@@ -158,7 +158,7 @@ def _read_parquet(path: Path) -> _Table:
 
 
 def _by_name(path: Path, header: Sequence[str], columns: Sequence[Sequence[Any]]) -> dict[str, list[Any]]:
-    twice = sorted({name for name in header if name and header.count(name) > 1})
+    twice = repeated(name for name in header if name)
     if twice:
         raise DataError(f"columns of {path} stand twice: {shortened(twice)}; rename or remove one of each")
     return dict(zip(header, map(list, columns or [()] * len(header)), strict=True))
@@ -184,7 +184,7 @@ def _image_ids(table: _Table, image_column: str) -> list[str]:
     empty = [place for name, place in zip(image_ids, table.places, strict=True) if not name]
     if empty:
         raise DataError(
-            f"column '{image_column}' of {table.path} is empty in {_listed(empty)}; "
+            f"column '{image_column}' of {table.path} is empty in {listed(empty)}; "
             "give each row the path of its image"
         )
     return image_ids
@@ -227,12 +227,12 @@ def _check_each_image_once(
             )
     if across:
         raise DataError(
-            f"{_count(len(across), 'image')} of {table.path} in two splits: {_listed(across)}; "
+            f"{_count(len(across), 'image')} of {table.path} in two splits: {listed(across)}; "
             "keep each in one split, else the metrics are measured on training images"
         )
     if within:
         raise DataError(
-            f"{_count(len(within), 'image')} of {table.path} in two rows: {_listed(within)}; "
+            f"{_count(len(within), 'image')} of {table.path} in two rows: {listed(within)}; "
             "put all labels of an image in one row"
         )
 
@@ -419,8 +419,3 @@ def _exists(path: Path) -> bool:
 
 def _count(number: int, one: str, many: str | None = None) -> str:
     return f"{number:,} {one if number == 1 else many or one + 's'}"
-
-
-def _listed(places: Sequence[str], most: int = 5) -> str:
-    rest = len(places) - most
-    return ", ".join(places[:most]) + (f" and {rest:,} more" if rest > 0 else "")

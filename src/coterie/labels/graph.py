@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from coterie.data.dataset import ABSENT, PRESENT, UNKNOWN
-from coterie.errors import DataError, PartitionError, shortened
+from coterie.errors import DataError, PartitionError, repeated, shortened
 
 BLOCK_ENTRIES = 2**22  # targets turned into float32 at a time: 16 MiB, and sums that float32 holds exactly
 
@@ -34,8 +34,8 @@ class CooccurrenceGraph:
         if not c:
             raise DataError("a co-occurrence graph needs at least one class")
         if len(set(names)) != c:
-            twice = sorted({name for name in names if names.count(name) > 1})
-            raise DataError(f"class names of the co-occurrence graph stand twice: {shortened(twice)}")
+            twice = shortened(repeated(names))
+            raise DataError(f"class names of the co-occurrence graph stand twice: {twice}")
         counts = _whole_numbers("counts", self.counts, (c, c))
         class_counts = _whole_numbers("class_counts", self.class_counts, (c,))
         diagonal = counts.diagonal()

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from coterie.errors import PartitionError, did_you_mean, shortened
+from coterie.errors import PartitionError, did_you_mean, repeated, shortened
 from coterie.files import atomic_write
 from coterie.labels.anticlustering import balanced_anticlusters
 from coterie.labels.graph import CooccurrenceGraph
@@ -63,8 +63,7 @@ class Partition:
 
     def __post_init__(self) -> None:
         if len(set(self.class_names)) != len(self.class_names):
-            twice = sorted({name for name in self.class_names if self.class_names.count(name) > 1})
-            raise PartitionError(f"class names stand twice: {shortened(twice)}")
+            raise PartitionError(f"class names stand twice: {shortened(repeated(self.class_names))}")
         _check_method(self.kind, self.method)
         check_groups(self.groups, self.class_names)
         ordered = sorted(tuple(sorted(int(index) for index in group)) for group in self.groups)

@@ -73,7 +73,7 @@ def _k_means(rows: Floats, k: int, seeds: Iterable[int], inits: int) -> list[Lab
     """For each seed the labels [C] of the tightest of `inits` k-means runs; every group has a class."""
     # here, not above: half a second that the command line need not wait
     from sklearn.cluster import k_means
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+    from threadpoolctl import threadpool_limits
 
     # one thread: on rows this few, more only wait for each other
     with threadpool_limits(1), warnings.catch_warnings():

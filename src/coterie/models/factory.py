@@ -107,6 +107,12 @@ def make_factory(settings: ModelConfig, builder: ModelBuilder | None = None) -> 
     return ModelFactory(settings, builder)
 
 
+def builder_name(builder: ModelBuilder) -> str:
+    """`module:function`; for an object that can be called, `module:` and its class."""
+    name = getattr(builder, "__qualname__", type(builder).__qualname__)
+    return f"{getattr(builder, '__module__', '')}:{name}"
+
+
 def import_builder(name: str) -> ModelBuilder:
     """The function `module:function`, looked for in the current folder too."""
     module_name, _, function_name = name.partition(":")

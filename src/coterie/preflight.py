@@ -1,0 +1,97 @@
+"""What can fail in a run, tried before its first training: the model, the images, the space on the disk."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch import nn
+
+from coterie.data.check import check_images, without_images
+from coterie.data.dataset import MultiLabelDataset
+from coterie.data.splits import check_labels
+from coterie.errors import ConfigError, RunError
+from coterie.files import file_sha256
+from coterie.models.factory import ModelFactory
+from coterie.progress import say
+from coterie.runfolder import Inputs, Training
+
+
+def tried_model(factory: ModelFactory, class_names: Sequence[str], console: Console) -> nn.Module:
+    """The model for all classes, run once: a wrong name, file or shape shows before the first training."""
+    model = factory.build(class_names).eval()
+    if factory.settings.weights is not None:
+        say(console, str(factory.load_weights(model)))
+    size = factory.preprocessing.image_size
+    try:
+        with torch.no_grad():
+            logits = model(torch.zeros(2, 3, size, size))
+    except (RuntimeError, ValueError, AssertionError, TypeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConfigError(
+            f"the model does not take images of {size} x {size} pixels: {reason}; set model.image_size"
+        ) from None
+    if not isinstance(logits, torch.Tensor) or logits.shape != (2, len(class_names)):
+        got = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        raise ConfigError(
+            f"the model must return logits [B, {len(class_names)}] for images [B, 3, H, W]; "
+            f"for B = 2 it gave {got}"
+        )
+    return model
+
+
+def describe_start(factory: ModelFactory, model: nn.Module) -> dict[str, Any]:
+    """What the settings only point to: the shapes of a user's own model, the content of a weights file."""
+    weights = factory.settings.weights
+    return {
+        "shapes": {name: list(tensor.shape) for name, tensor in model.state_dict().items()},
+        "weights": None if weights is None else file_sha256(weights),
+    }
+
+
+def checked_images(
+    dataset: MultiLabelDataset, on_corrupt: Literal["error", "skip"], before: Inputs | None, console: Console
+) -> tuple[MultiLabelDataset, Inputs]:
+    """The dataset without the images that cannot be read, and what it was checked as.
+
+    Every image is decoded once, so that a broken one stops the run now and not hours later. `before` is what
+    passed the check last time: where it is the same, nothing is decoded, and the same images are left out.
+    """
+    if before is not None and (on_corrupt == "skip" or not before.unreadable):
+        known = without_images(dataset, before.unreadable)
+        if _fingerprint_of_files(known) == before.fingerprint:
+            return known, before
+    with console.status("reading every image once"):
+        checked, reports = check_images(dataset, on_corrupt)
+    if reports:
+        check_labels(checked)
+    return checked, Inputs(checked.fingerprint(), unreadable=tuple(image_id for image_id, _ in reports))
+
+
+def check_space(path: Path, model: nn.Module, trainings: Sequence[Training]) -> None:
+    """RunError where the disk has no room for the weights of all trainings and the state of one."""
+    size = sum(tensor.nbytes for tensor in model.state_dict().values())
+    left = sum(training.state != "done" for training in trainings)
+    # the state holds model, average, best and two moments, and is written beside the one before
+    needed = size * (left + 10) if left else 0
+    free = shutil.disk_usage(path).free
+    if free < needed:
+        raise RunError(
+            f"the run needs about {needed / 1e9:.2f} GB in {path} and the disk has {free / 1e9:.2f} GB free; "
+            "free some, or choose another place with out=…"
+        )
+
+
+def _fingerprint_of_files(dataset: MultiLabelDataset) -> str | None:
+    """None where a file is not there, and for arrays: they need no check."""
+    if isinstance(dataset.images, np.ndarray):
+        return None
+    try:
+        return dataset.fingerprint()
+    except OSError:
+        return None
