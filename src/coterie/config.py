@@ -120,6 +120,12 @@ class AugmentConfig(Section):
     randaugment_ops: int = Field(2, ge=1)
     randaugment_magnitude: int = Field(9, ge=0, le=30)
     flip: float = Field(0.0, ge=0, le=1, description="probability of a horizontal flip")
+    shift: float = Field(
+        0.0,
+        ge=0,
+        lt=0.5,
+        description="largest move along each axis, as a share of the side; edges are mirrored",
+    )
 
 
 class ModelConfig(Section):

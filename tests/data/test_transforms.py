@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms import v2
 
 from coterie.config import AugmentConfig
-from coterie.data.transforms import Cutout, Preprocessing, make_augmentation, to_pixels
+from coterie.data.transforms import Cutout, Preprocessing, Shift, make_augmentation, to_pixels
 from coterie.seeding import seeded
 
 IMAGENET = Preprocessing(8, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -121,3 +122,30 @@ def test_a_flip_of_probability_one_mirrors_the_picture() -> None:
     assert augmentation is not None
     image = picture(6, 4)
     assert np.array_equal(np.asarray(augmentation(image)), np.asarray(image)[:, ::-1])
+
+
+def test_shift_moves_the_picture_and_mirrors_its_edge() -> None:
+    pixels = np.arange(64, dtype=np.uint8).reshape(8, 8)
+    shown = Image.fromarray(np.stack([pixels] * 3, axis=-1))
+    seen = set()
+    for seed in range(60):
+        with seeded(seed):
+            moved = np.asarray(Shift(0.25)(shown))[..., 0]
+        padded = np.pad(pixels, 2, mode="reflect")
+        places = [
+            (top, left)
+            for top in range(5)
+            for left in range(5)
+            if np.array_equal(moved, padded[top : top + 8, left : left + 8])
+        ]
+        assert len(places) == 1
+        seen.update(places)
+    assert len(seen) > 15
+
+
+def test_shift_is_off_by_default_and_on_by_its_setting() -> None:
+    off = make_augmentation(AugmentConfig(cutout=0, randaugment=False))
+    on = make_augmentation(AugmentConfig(cutout=0, randaugment=False, shift=0.125))
+    assert off is None
+    assert isinstance(on, v2.Compose)
+    assert [type(step) for step in on.transforms] == [Shift]

@@ -53,11 +53,27 @@ class Cutout:
         return image
 
 
+class Shift:
+    """Move the picture by up to `share` of its side along each axis; the edges come in mirrored."""
+
+    def __init__(self, share: float) -> None:
+        self.share = share
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        width, height = image.size
+        margins = (int(width * self.share), int(height * self.share))
+        left, top = (int(torch.randint(2 * margin + 1, ())) for margin in margins)
+        padded: Image.Image = functional.pad(image, list(margins), padding_mode="reflect")
+        return padded.crop((left, top, left + width, top + height))
+
+
 def make_augmentation(settings: AugmentConfig) -> v2.Transform | None:
-    """Flip, Cutout and RandAugment, as far as they are on: PIL image -> PIL image, by torch's generator."""
+    """Flip, Shift, Cutout and RandAugment, as far as they are on: PIL -> PIL, by torch's generator."""
     steps: list[object] = []
     if settings.flip > 0:
         steps.append(v2.RandomHorizontalFlip(settings.flip))
+    if settings.shift > 0:
+        steps.append(Shift(settings.shift))
     if settings.cutout > 0:
         steps.append(Cutout(settings.cutout))
     if settings.randaugment:
