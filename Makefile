@@ -13,7 +13,7 @@ help: ## show this list
 	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  \1\t\2/p' Makefile | expand -t 12
 
 demo: setup ## train on the built-in scenes and print the result
-	$(BIN)/coterie run recipe=demo
+	$(BIN)/coterie run recipe=demo --update
 
 test: lint ## run all checks: ruff, mypy, pytest
 	$(BIN)/pytest

@@ -224,6 +224,10 @@ def test_bad_data_is_one_message(
         ("model=tests.tiny:Nett", ("no function 'Nett'", "did you mean 'Net'")),
         ("data=missing/labels.csv", ("missing/labels.csv is not there",)),
         ("recipe=demmo", ("no recipe 'demmo'", "did you mean 'demo'")),
+        (
+            "data.class_names=[red, green, blue, stripe]",
+            ("'stripes'", "is not one of the 4 classes", "did you mean 'stripe'?"),
+        ),
     ],
 )
 def test_bad_settings_are_one_message(
@@ -456,6 +460,13 @@ def test_evaluate_refuses_settings_without_an_effect(
     assert_refused(coterie_command("evaluate", finished_run.folder, word, *OWN_MODEL), part)
 
 
+def test_evaluate_refuses_to_draw_the_splits_of_the_run_anew(
+    coterie_command: Command, finished_run: Run
+) -> None:
+    outcome = coterie_command("evaluate", finished_run.folder, "data.test_fraction=0.5", *OWN_MODEL)
+    assert_refused(outcome, "data.test_fraction is 0.1 in this run: another one would draw splits anew")
+
+
 def test_evaluate_says_which_classes_it_leaves_out(
     coterie_command: Command, finished_run: Run, table: Path
 ) -> None:
@@ -623,7 +634,9 @@ def test_predict_refuses_pictures_that_are_not_there_before_it_writes(
 
 def test_predict_says_where_it_cannot_write(coterie_command: Command, finished_run: Run, table: Path) -> None:
     words = ("predict", finished_run.folder, table.parent / "000.png", *OWN_MODEL)
-    assert_refused(coterie_command(*words, "--out", table.parent), "Is a directory", str(table.parent))
+    assert_refused(
+        coterie_command(*words, "--out", table.parent), "is a folder; name a file", str(table.parent)
+    )
 
 
 def test_a_config_file_of_a_run_makes_the_same_run(finished_run: Run) -> None:

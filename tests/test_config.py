@@ -13,6 +13,7 @@ from coterie.config import (
     RESERVED_OPTIONS,
     ROLES,
     Config,
+    TrainConfig,
     changed_settings,
     describe_settings,
     load_config,
@@ -175,6 +176,12 @@ def test_roles_start_from_train_and_override_it_key_by_key() -> None:
     assert (config.student.lr, config.student.epochs) == (1e-5, 7)
     assert config.teacher == config.baseline == config.train
     assert config.teacher.lr == 1e-4
+
+
+def test_roles_start_from_a_train_section_made_in_python() -> None:
+    made = Config(train=TrainConfig(epochs=7, lr=0.5), student=TrainConfig(epochs=3))
+    assert (made.baseline.epochs, made.teacher.lr) == (7, 0.5)
+    assert made.student == TrainConfig(epochs=3)  # a whole section stands as it is
 
 
 def test_a_saved_config_reads_back_equal(tmp_path: Path) -> None:

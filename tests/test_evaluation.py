@@ -48,6 +48,17 @@ def test_each_image_of_a_split_counts_once_and_in_order() -> None:
     assert results["test"]["one"]["AP"][:3] == [100.0, 100.0, 100.0]
 
 
+def test_logits_far_from_zero_keep_their_order() -> None:
+    class Sure(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            colours = images.mean(dim=(2, 3))
+            return torch.cat([colours, torch.zeros(len(images), 1)], dim=1) + 25
+
+    images = ResizedImages(make_dataset(), Preprocessing(SIDE, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)))
+    results = evaluate_models({"sure": Sure()}, images, ["test"], cpu_fabric())
+    assert results["test"]["sure"]["AP"][:3] == [100.0, 100.0, 100.0]
+
+
 def test_a_run_is_measured_on_val_and_every_test_split() -> None:
     names = ["train", "test_shifted", "extra", "val", "test"]
     assert evaluation_splits(names) == ["val", "test", "test_shifted"]

@@ -358,6 +358,16 @@ def test_too_small_a_disk_is_said_before_any_training(
     assert trained == []
 
 
+def test_a_disk_without_room_for_what_is_trained_again_is_said_too(
+    run_copy: Run, monkeypatch: pytest.MonkeyPatch, trained: list[str]
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**6, 10**6 - 100, 100))
+    run(config_of(run_copy))
+    with pytest.raises(RunError, match="the disk has"):
+        run(config_of(run_copy, "distill.w=0.25"), update=True)
+    assert trained == []
+
+
 def test_a_class_without_positives_in_train_is_refused(tmp_path: Path) -> None:
     dataset = make_dataset()
     dataset.targets[dataset.indices("train"), 1] = 0

@@ -121,7 +121,8 @@ def test_pictures_are_found_below_folders_by_name(tmp_path: Path) -> None:
     (tmp_path / "deeper").mkdir()
     for name in ("b.JPG", "a.png", "deeper/c.webp"):
         dataset.load_image(0).save(tmp_path / name)
-    (tmp_path / "notes.txt").write_text("no picture")
+    for name in ("notes.txt", "paper.pdf", "film.mpg"):
+        (tmp_path / name).write_text("no picture")
     names = [str(path.relative_to(tmp_path)) for path in find_images([tmp_path])]
     assert names == ["a.png", "b.JPG", "deeper/c.webp"]
     assert find_images([tmp_path / "notes.txt"]) == [tmp_path / "notes.txt"]  # as asked for

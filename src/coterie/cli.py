@@ -205,8 +205,15 @@ def predict(
         _write_predictions(written, format, sys.stdout)
     else:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with out.open("w", encoding="utf-8", newline="") as file:
-            _write_predictions(written, format, file)
+        if out.is_dir():
+            raise DataError(f"--out {out} is a folder; name a file")
+        unfinished = out.with_name(f".{out.name}.tmp")  # half a table would look like a whole one
+        try:
+            with unfinished.open("w", encoding="utf-8", newline="") as file:
+                _write_predictions(written, format, file)
+            unfinished.replace(out)
+        finally:
+            unfinished.unlink(missing_ok=True)
     if failed:
         raise DataError(
             f"{len(failed)} of {len(pictures)} pictures cannot be read; the first: {failed[0].image} "

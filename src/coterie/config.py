@@ -101,6 +101,9 @@ class DataConfig(Section):
     test_fraction: float = Field(
         0.1, ge=0, lt=1, description="share of test where the table names no split; 0 is no test split"
     )
+    class_names: tuple[str, ...] | None = Field(
+        None, description="the list of classes, in their order: any other label is an error"
+    )
     min_positives: int = Field(0, ge=0, description="leave out classes with fewer training images than this")
     on_corrupt: Literal["error", "skip"] = Field(
         "error", description="what to do with an image that cannot be read"
@@ -189,7 +192,7 @@ class TrainConfig(Section):
     """One training. `train` holds for all; `baseline`, `teacher` and `student` override it key by key."""
 
     epochs: int = Field(40, ge=1)
-    batch_size: int = Field(32, ge=1)
+    batch_size: int = Field(32, ge=2, description="batch norm needs two images at least")
     lr: float = Field(1e-3, gt=0, description="peak learning rate")
     optimizer: Literal["adamw", "adam"] = "adamw"
     weight_decay: float = Field(1e-4, ge=0, description="on weights only, not on biases and norms")
@@ -238,9 +241,13 @@ class Config(Section):
     @model_validator(mode="before")
     @classmethod
     def _roles_start_from_train(cls, values: Any) -> Any:
-        if not isinstance(values, dict) or not isinstance(values.get("train", {}), dict):
+        if not isinstance(values, dict):
             return values
         shared = values.get("train", {})
+        if isinstance(shared, TrainConfig):
+            shared = shared.model_dump(exclude_unset=True)
+        if not isinstance(shared, dict):
+            return values
         return values | {
             role: shared | own for role in ROLES if isinstance(own := values.get(role) or {}, dict)
         }

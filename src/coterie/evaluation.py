@@ -45,8 +45,9 @@ def evaluate_models(
         results[split] = {}
         for name, model in models.items():
             logits, targets = predict_logits(model.to(fabric.device), batches, images.preprocessing, fabric)
+            # in float32, the sigmoid of every logit above 17 is 1: a tie
             results[split][name] = multilabel_metrics(
-                logits.sigmoid(), targets, threshold, class_names=dataset.class_names
+                logits.double().sigmoid(), targets, threshold, class_names=dataset.class_names
             )
     return results
 
@@ -54,8 +55,9 @@ def evaluate_models(
 def evaluation_config(checkpoint: Checkpoint, words: Iterable[str]) -> tuple[Config, bool]:
     """The config to measure a checkpoint by, and whether the data are those it was trained on.
 
-    `words` go over the settings of the training; ConfigError where one has no effect on a measurement. The
-    images of another table start from its own folder, unless data.image_root names one.
+    `words` go over the settings of the training; ConfigError where one has no effect on a measurement, or
+    would draw the splits of the training anew, with its training images among them. The images of another
+    table start from its own folder, unless data.image_root names one.
     """
     given = parse_words(words := list(words))
     trained = validate_config(checkpoint.config)
@@ -67,6 +69,12 @@ def evaluation_config(checkpoint: Checkpoint, words: Iterable[str]) -> tuple[Con
             "device and precision"
         )
     same = Path(config.data.source).resolve() == Path(trained.data.source).resolve()
+    for key in ("val_fraction", "test_fraction"):
+        if same and getattr(config.data, key) != getattr(trained.data, key):
+            raise ConfigError(
+                f"data.{key} is {getattr(trained.data, key)} in this run: another one would draw splits anew "
+                "and measure on training images; leave it out"
+            )
     if not same and "image_root" not in given["data"]:
         config = config.model_copy(update={"data": config.data.model_copy(update={"image_root": None})})
     return config, same

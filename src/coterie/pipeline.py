@@ -83,9 +83,9 @@ def run(
         folder.check_config(config, inputs, update)
         trainings = _planned(folder, dataset, partitions)
         chosen = _chosen(trainings, only)
-        check_space(folder.path, model, [training for training in trainings if training.name in chosen])
         stages = Stages(config, folder, dataset, factory, fabric, console, inputs.fingerprint, start)
         stages.check_teachers(trainings, chosen)
+        check_space(folder.path, model, stages.still_to_do(trainings, chosen))
         try:
             folder.remove_unfinished()
             folder.set_aside_others(trainings)

@@ -21,7 +21,8 @@ from coterie.models.factory import ModelBuilder
 from coterie.runfolder import MANIFEST_FILE
 
 Picture = str | Path | Image.Image | npt.NDArray[np.uint8]
-IMAGE_SUFFIXES = frozenset(Image.registered_extensions())
+# Pillow writes the first two only, and knows films by their name alone.
+IMAGE_SUFFIXES = frozenset(Image.registered_extensions()) - {".palm", ".pdf", ".mpeg", ".mpg"}
 
 
 @dataclass(frozen=True)

@@ -74,11 +74,10 @@ def checked_images(
 
 
 def check_space(path: Path, model: nn.Module, trainings: Sequence[Training]) -> None:
-    """RunError where the disk has no room for the weights of all trainings and the state of one."""
+    """RunError where the disk has no room for the weights of the `trainings` to do and the state of one."""
     size = sum(tensor.nbytes for tensor in model.state_dict().values())
-    left = sum(training.state != "done" for training in trainings)
     # the state holds model, average, best and two moments, and is written beside the one before
-    needed = size * (left + 10) if left else 0
+    needed = size * (len(trainings) + 10) if trainings else 0
     free = shutil.disk_usage(path).free
     if free < needed:
         raise RunError(

@@ -65,6 +65,15 @@ class Stages:
         """Do the trainings whose names are `chosen`, in the order of the manifest; all that are done then."""
         return {training.name for training in self.folder.trainings() if self._done(training, chosen)}
 
+    def still_to_do(self, trainings: Iterable[Training], chosen: Collection[str]) -> list[Training]:
+        """Those of `chosen` that are not done from the same inputs."""
+        return [
+            training
+            for training in trainings
+            if training.name in chosen
+            if not self.folder.is_done(training, self._key(training, self._settings(training)))
+        ]
+
     def check_teachers(self, trainings: Iterable[Training], chosen: Collection[str]) -> None:
         """ConfigError where the student is `chosen` and would come before one of its teachers."""
         if "student" not in chosen:
@@ -224,7 +233,6 @@ class Stages:
             ],
             "data": self.fingerprint,
             "threshold": self.config.threshold,
-            "precision": self.config.precision,
         }
         key, path = content_hash(inputs), self.folder.path / METRICS_FILE
         measured = _read_results(path, key)

@@ -35,6 +35,7 @@ from coterie.tasks import Task
 logging.getLogger("lightning_fabric.utilities.rank_zero").setLevel(logging.WARNING)
 
 STATE_FILE = "last.pt"
+STATE_SCHEMA = 1
 LOG_FILE = "log.jsonl"
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
@@ -224,7 +225,10 @@ class Trainer:
     def _keep(self) -> None:
         parts = {name: part.state_dict() for name, part in self._parts().items()}
         buffer = io.BytesIO()
-        torch.save({"key": self.key, "parts": parts, "state": vars(self.state)}, buffer)
+        torch.save(
+            {"schema_version": STATE_SCHEMA, "key": self.key, "parts": parts, "state": vars(self.state)},
+            buffer,
+        )
         atomic_write(self.folder / STATE_FILE, buffer.getvalue())
 
     def _take_up(self) -> Progressed:
@@ -237,7 +241,9 @@ class Trainer:
             content = torch.load(path, map_location="cpu", weights_only=True)
         except Exception:  # on bytes that are no state, torch raises nearly anything
             return fresh
-        if not isinstance(content, dict) or content.get("key") != self.key:
+        if not isinstance(content, dict) or content.get("schema_version") != STATE_SCHEMA:
+            return fresh
+        if content.get("key") != self.key:
             return fresh
         for name, part in self._parts().items():
             part.load_state_dict(content["parts"][name])
@@ -278,15 +284,15 @@ def predict_logits(
     fabric: Fabric,
     memory_format: torch.memory_format = torch.contiguous_format,
 ) -> tuple[Tensor, Tensor]:
-    """Logits float32 [N, C] of `model` in evaluation mode, and targets int8 [N, C], in the order of the
-    batches.
+    """Logits float32 [N, C] of `model` in evaluation mode, and targets int8 [N, C], in the batches' order.
+
+    Always in full precision: half-precision logits tie, and ties change the average precision.
     """
     was_training = model.training
     model.eval()
     logits, targets = [], []
     for batch in batches.epoch(0):
-        with fabric.autocast():
-            output = model(to_images(batch.pixels, preprocessing, fabric, memory_format))
+        output = model(to_images(batch.pixels, preprocessing, fabric, memory_format))
         logits.append(output.float().cpu())
         targets.append(batch.targets)
     model.train(was_training)

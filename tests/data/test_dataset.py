@@ -55,6 +55,19 @@ def test_parts_that_do_not_fit_are_refused(change: dict[str, object], part: str)
         replace(dataset(), **change)  # type: ignore[arg-type]
 
 
+def test_lists_and_paths_as_text_are_taken() -> None:
+    made = MultiLabelDataset(
+        images=["a.jpg", "b.jpg"],  # type: ignore[list-item]
+        targets=np.eye(2, dtype=np.int8),
+        class_names=["ant", "bee"],  # type: ignore[arg-type]
+        splits=["train", "val"],  # type: ignore[arg-type]
+        image_ids=["x", "y"],  # type: ignore[arg-type]
+    )
+    assert list(made.images) == [Path("a.jpg"), Path("b.jpg")]
+    assert (made.class_names, made.image_ids) == (("ant", "bee"), ("x", "y"))
+    assert made.indices("val").tolist() == [1]
+
+
 def test_indices_are_the_positions_of_a_split() -> None:
     assert dataset().indices("train").tolist() == [0, 2]
     assert dataset().split_names == ("train", "val")

@@ -75,6 +75,13 @@ def test_a_table_without_splits_gets_those_that_a_run_makes(tmp_path: Path) -> N
     assert read_split(config, "val").image_ids == parts[1].image_ids
 
 
+def test_the_train_images_that_a_run_takes_for_val_are_not_in_train(tmp_path: Path) -> None:
+    config = table(tmp_path, ["train"] * 40 + ["test"] * 4)
+    train, val = (set(read_split(config, split).image_ids) for split in ("train", "val"))
+    assert train.isdisjoint(val)
+    assert len(train | val) == 40
+
+
 def test_a_table_without_splits_is_of_one_split_where_none_are_drawn(tmp_path: Path) -> None:
     dataset = read_split(table(tmp_path, [""] * 5), "exam", drawn=False)
     assert dataset.splits.tolist() == ["exam"] * 5

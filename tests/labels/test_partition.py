@@ -223,11 +223,11 @@ def test_the_same_groups_in_another_order_of_the_classes() -> None:
 def test_a_saved_partition_is_loaded_as_it_was(tmp_path: Path) -> None:
     path = tmp_path / "new folder" / "partition.json"
     small_partition().save(path)
-    assert Partition.load(path) == small_partition()
+    assert Partition.load(path) == Partition.load(str(path)) == small_partition()
     assert [file.name for file in path.parent.iterdir()] == ["partition.json"]
     content = json.loads(path.read_text(encoding="utf-8"))
     assert content["groups"] == [["cat", "tree"], ["dog", "café"]]
-    assert content["schema"] == 1
+    assert content["schema_version"] == 1
 
 
 def test_a_save_that_fails_leaves_the_file_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -261,8 +261,8 @@ def test_a_save_that_fails_leaves_the_file_as_it_was(tmp_path: Path, monkeypatch
         ({"groups": "cat"}, "'groups' has a wrong value: 'cat'"),
         ({"class_names": ["cat", "cat", "dog", "tree", "café"]}, "class names stand twice: 'cat'"),
         ({"class_names": [1, 2]}, "class_names must be a list of class names"),
-        ({"schema": 2}, "its schema is 2, this version of coterie reads 1"),
-        ({"schema": None}, "its schema is None"),
+        ({"schema_version": 2}, "its schema version is 2, this version of coterie reads 1"),
+        ({"schema_version": None}, "its schema version is None"),
         ({"kind": "co-occurence"}, "'co-occurence' is no kind of partition.*did you mean 'co-occurrence'"),
         ({"method": "balanced"}, "'balanced' is no method for a co-occurrence partition"),
         ({"objective": {"name": "share inside"}}, "'objective' must have a name and a value"),

@@ -156,6 +156,15 @@ def test_settings_that_an_own_model_cannot_take_are_refused(settings: dict[str, 
         make_factory(ModelConfig.model_validate(settings), lambda num_classes: nn.Linear(1, num_classes))
 
 
+def test_a_builder_that_takes_no_number_of_classes_is_refused() -> None:
+    def build(classes: int) -> nn.Module:
+        return nn.Linear(1, classes)
+
+    with pytest.raises(ConfigError, match="build takes no `num_classes`; write it as"):
+        make_factory(ModelConfig(), build).build(["ant", "bee"])
+    assert isinstance(make_factory(ModelConfig(), lambda **_: nn.Identity()).build(["ant"]), nn.Identity)
+
+
 @pytest.fixture
 def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A module `own_nets` in the current folder."""

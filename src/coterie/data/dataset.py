@@ -34,7 +34,7 @@ class UnreadableImage(DataError):
 class MultiLabelDataset:
     """Images with multi-label targets.
 
-    `images`: N paths, or one uint8 array [N, H, W, 3] (RGB).
+    `images`: N paths (as text too), or one uint8 array [N, H, W, 3] (RGB).
     `targets`: int8 [N, C], 1 present, 0 absent, -1 unknown.
     `splits`: N names, such as "train", "val", "test"; a name that starts with "test" is a test split.
     `image_ids`: N unique names that messages and predictions use. `notes`: what the reader had to say.
@@ -50,6 +50,13 @@ class MultiLabelDataset:
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if not isinstance(self.images, np.ndarray) and not all(
+            isinstance(path, Path) for path in self.images
+        ):
+            object.__setattr__(self, "images", [Path(path) for path in self.images])
+        object.__setattr__(self, "class_names", tuple(self.class_names))
+        object.__setattr__(self, "image_ids", tuple(self.image_ids))
+        object.__setattr__(self, "splits", np.asarray(self.splits, dtype=np.str_))
         n, c = len(self.images), len(self.class_names)
         if isinstance(self.images, np.ndarray) and (
             self.images.dtype != np.uint8 or self.images.ndim != 4 or self.images.shape[3] != 3

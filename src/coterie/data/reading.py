@@ -20,7 +20,8 @@ def read_dataset(config: DataConfig, seed: int = 0) -> MultiLabelDataset:
     if config.source == "scenes":
         scenes = config.scenes
         sizes = SceneSizes(scenes.train, scenes.val, scenes.test, scenes.test_shifted)
-        return make_scenes(sizes, image_size=scenes.size, theme_share=scenes.theme_share, seed=seed)
+        made = make_scenes(sizes, image_size=scenes.size, theme_share=scenes.theme_share, seed=seed)
+        return made if config.class_names is None else made.with_classes(config.class_names)
     return read_table(
         Path(config.source),
         image_root=config.image_root,
@@ -28,20 +29,22 @@ def read_dataset(config: DataConfig, seed: int = 0) -> MultiLabelDataset:
         image_column=config.image_column,
         labels_column=config.labels_column,
         split_column=config.split_column,
+        class_names=config.class_names,
     )
 
 
 def read_split(config: Config, split: str, drawn: bool = True) -> MultiLabelDataset:
     """The images of one split alone, each of them readable.
 
-    A split that the data lack is `drawn` as for a run; else all images are of the split, if none has one.
+    `drawn`: the splits are those of a run on these data. Else a split that the data lack is drawn, and where
+    no image has a split, all are of this one.
     """
     dataset = read_dataset(config.data, config.seed)
     if not drawn and dataset.split_names == ("",):
         note = f"no splits given: all {len(dataset):,} images are measured"
         splits = np.full(len(dataset), split)
         dataset = replace(dataset, splits=splits, notes=(*dataset.notes, note))
-    elif split not in dataset.split_names:
+    elif drawn or split not in dataset.split_names:
         dataset = ensure_splits(dataset, config.data.val_fraction, config.data.test_fraction, config.seed)
     checked, _ = check_images(dataset.subset(dataset.indices(split)), config.data.on_corrupt)
     return checked

@@ -31,7 +31,11 @@ THEMES = (
 FREQUENCIES = (1.0, 0.8, 0.6, 0.45, 0.35)
 DIGIT_SHARES = {"train": 0.6, "val": 0.15, "test": 0.25}
 LABELS_IN_A_PICTURE = (1, 2, 3, 4, 5)
-CLUTTER = 8
+CLUTTER = 4
+# Sides of a digit, as shares of the picture's.
+DIGIT_SIDES = (0.32, 0.45)
+HUE_SPREAD = 0.03
+NOISE = 0.04
 
 Pixels = npt.NDArray[np.float32]
 
@@ -115,12 +119,12 @@ def _compose(
     for label, place in zip(labels, rng.permutation(9), strict=False):
         ink, digit = label.split()
         pool = digits[int(digit)]
-        side = int(rng.integers(size // 4, size * 3 // 8))
+        side = int(rng.integers(int(size * DIGIT_SIDES[0]), int(size * DIGIT_SIDES[1])))
         corner = np.array(divmod(place, 3)) * cell + rng.integers(-cell // 3, cell // 3 + 1, 2)
         top, left = corner.clip(0, size - side)
-        hue = INK_HUES[ink] + rng.normal(0, 0.04)
+        hue = INK_HUES[ink] + rng.normal(0, HUE_SPREAD)
         _paint(rng, canvas, pool[rng.integers(len(pool))], hue=hue, side=side, top=top, left=left)
-    canvas += rng.normal(0, 0.06, canvas.shape).astype(np.float32)
+    canvas += rng.normal(0, NOISE, canvas.shape).astype(np.float32)
     return (canvas.clip(0, 1) * 255).astype(np.uint8)
 
 

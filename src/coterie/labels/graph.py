@@ -58,6 +58,7 @@ class CooccurrenceGraph:
         Raises DataError where the shape or a value does not fit.
         """
         c = len(class_names)
+        targets = np.asarray(targets)
         if targets.ndim != 2 or targets.shape[1] != c:
             raise DataError(f"targets must be [N, {c}] for {c} classes, got {list(targets.shape)}")
         counts = np.zeros((c, c), np.int64)

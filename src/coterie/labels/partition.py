@@ -18,7 +18,7 @@ from coterie.labels.objectives import Floats, check_groups, normalized_cut, shar
 from coterie.labels.search import Labels
 from coterie.labels.spectral import lowest_normalized_cut, paper_cut
 
-SCHEMA = 1
+SCHEMA_VERSION = 1
 FIELDS: dict[str, type | tuple[type, ...]] = {
     "kind": str,
     "method": str,
@@ -91,10 +91,10 @@ class Partition:
         groups = tuple(tuple(position[name] for name in names) for names in self.group_names)
         return replace(self, groups=groups, class_names=tuple(class_names))
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | Path) -> None:
         """Write the partition to `path` as JSON, groups by class name, in one step."""
         content = {
-            "schema": SCHEMA,
+            "schema_version": SCHEMA_VERSION,
             "kind": self.kind,
             "method": self.method,
             "k": self.k,
@@ -104,13 +104,13 @@ class Partition:
             "class_names": self.class_names,
             "groups": self.group_names,
         }
-        atomic_write(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+        atomic_write(Path(path), json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
     @classmethod
-    def load(cls, path: Path) -> Partition:
+    def load(cls, path: str | Path) -> Partition:
         """The partition saved at `path`; PartitionError names the file and what is wrong with it."""
         try:
-            return _from_content(json.loads(path.read_text(encoding="utf-8")))
+            return _from_content(json.loads(Path(path).read_text(encoding="utf-8")))
         except FileNotFoundError:
             raise PartitionError(f"partition {path} is not there") from None
         except OSError as error:
@@ -210,9 +210,10 @@ def _from_content(content: Any) -> Partition:
     """The partition that a file's JSON describes; PartitionError says which part of it does not."""
     if not isinstance(content, dict):
         raise PartitionError("the file must hold one JSON object; make the partition again")
-    if content.get("schema") != SCHEMA:
+    found = content.get("schema_version")
+    if found != SCHEMA_VERSION:
         raise PartitionError(
-            f"its schema is {content.get('schema')!r}, this version of coterie reads {SCHEMA}; "
+            f"its schema version is {found!r}, this version of coterie reads {SCHEMA_VERSION}; "
             "make the partition again"
         )
     for field, types in FIELDS.items():

@@ -148,8 +148,15 @@ def check_timm_name(name: str) -> None:
 
 
 def _build_own(builder: ModelBuilder, class_names: Sequence[str]) -> nn.Module:
+    parameters = inspect.signature(builder).parameters
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    if "num_classes" not in parameters and not takes_any:
+        raise ConfigError(
+            f"the model builder {builder_name(builder)} takes no `num_classes`; write it as "
+            "`def build(num_classes): …`"
+        )
     arguments: dict[str, Any] = {"num_classes": len(class_names)}
-    if "class_names" in inspect.signature(builder).parameters:
+    if "class_names" in parameters:
         arguments["class_names"] = tuple(class_names)
     model = builder(**arguments)
     if not isinstance(model, nn.Module):
