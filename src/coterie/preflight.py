@@ -25,6 +25,9 @@ from coterie.runfolder import Inputs, Training
 def tried_model(factory: ModelFactory, class_names: Sequence[str], console: Console) -> nn.Module:
     """The model for all classes, run once: a wrong name, file or shape shows before the first training."""
     model = factory.build(class_names).eval()
+    if factory.builder is None and not factory.settings.pretrained and factory.settings.weights is None:
+        remedy = "model.pretrained=true downloads trained ones, model.weights=FILE reads them"
+        say(console, f"note: training starts from random weights; {remedy}")
     if factory.settings.weights is not None:
         say(console, str(factory.load_weights(model)))
     size = factory.preprocessing.image_size
