@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
@@ -60,11 +62,14 @@ class Shift:
         self.share = share
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        width, height = image.size
-        margins = (int(width * self.share), int(height * self.share))
-        left, top = (int(torch.randint(2 * margin + 1, ())) for margin in margins)
-        padded: Image.Image = functional.pad(image, list(margins), padding_mode="reflect")
-        return padded.crop((left, top, left + width, top + height))
+        columns, rows = (self._mirrored(extent) for extent in image.size)
+        return Image.fromarray(np.asarray(image)[rows][:, columns])
+
+    def _mirrored(self, extent: int) -> npt.NDArray[np.int64]:
+        """The positions 0..extent-1 after a random move, those outside mirrored at the edge."""
+        margin = int(extent * self.share)
+        positions = np.abs(np.arange(extent) + int(torch.randint(2 * margin + 1, ())) - margin)
+        return np.minimum(positions, 2 * (extent - 1) - positions)
 
 
 def make_augmentation(settings: AugmentConfig) -> v2.Transform | None:
