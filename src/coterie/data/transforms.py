@@ -69,7 +69,8 @@ class Shift:
         """The positions 0..extent-1 after a random move, those outside mirrored at the edge."""
         margin = int(extent * self.share)
         positions = np.abs(np.arange(extent) + int(torch.randint(2 * margin + 1, ())) - margin)
-        return np.minimum(positions, 2 * (extent - 1) - positions)
+        mirrored: npt.NDArray[np.int64] = np.minimum(positions, 2 * (extent - 1) - positions)
+        return mirrored
 
 
 def make_augmentation(settings: AugmentConfig) -> v2.Transform | None:
