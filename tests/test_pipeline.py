@@ -24,7 +24,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 import coterie.preflight
-import coterie.stages
+import coterie.training
 from coterie.api import fit
 from coterie.checkpoint import load_model, read_checkpoint
 from coterie.config import Config, load_config
@@ -75,7 +75,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             names.append("/".join(folder.parts[-2:]) if folder.parent.name == "teachers" else folder.name)
             return super().run(*arguments)
 
-    monkeypatch.setattr(coterie.stages, "Trainer", Recorded)
+    monkeypatch.setattr(coterie.training, "Trainer", Recorded)
     return names
 
 

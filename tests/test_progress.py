@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 import coterie.progress
-from coterie.progress import Progress, say
+from coterie.progress import Bars, say
 
 LINE: dict[str, Any] = {"epoch": 3, "loss": 1.25, "val_mAP": 61.54, "images_per_second": 99.6}
 
@@ -28,7 +28,7 @@ def test_text_is_printed_as_it_is_and_in_one_line() -> None:
 def test_without_a_terminal_a_long_training_prints_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(coterie.progress, "SECONDS_BETWEEN_LINES", 0)
     console = Console(file=io.StringIO())
-    with Progress(console, "student", epochs=5, images=100) as progress:
+    with Bars(console) as bars, bars.watch("student", epochs=5, images=100) as progress:
         progress.advance(100)
         progress.epoch_done(LINE)
         progress.epoch_done(LINE | {"epoch": 4, "val_mAP": None})
@@ -40,16 +40,23 @@ def test_without_a_terminal_a_long_training_prints_plain_lines(monkeypatch: pyte
 
 def test_without_a_terminal_a_short_training_prints_nothing() -> None:
     console = Console(file=io.StringIO())
-    with Progress(console, "student", epochs=5, images=100) as progress:
+    with Bars(console) as bars, bars.watch("student", epochs=5, images=100) as progress:
         progress.epoch_done(LINE)
     assert printed(console) == ""
 
 
-def test_on_a_terminal_a_bar_counts_images_and_shows_the_last_epoch() -> None:
+def test_on_a_terminal_each_training_has_a_bar_that_counts_images_and_shows_the_last_epoch() -> None:
     console = Console(file=io.StringIO(), force_terminal=True, width=150)
-    with Progress(console, "student", epochs=5, images=100, done=2) as progress:
+    with (
+        Bars(console) as bars,
+        bars.watch("student", epochs=5, images=100, done=2) as progress,
+        bars.watch("baseline", epochs=5, images=100) as other,
+    ):
+        other.advance(40)
         progress.epoch_done(LINE)
         progress.advance(40)
         progress.advance(40)
+        bars.rich.refresh()
+    assert "40/500" in printed(console)
     assert "280/500" in printed(console)
     assert "epoch 3/5  loss 1.250  val mAP 61.5" in printed(console)

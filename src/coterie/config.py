@@ -226,6 +226,9 @@ class Config(Section):
     precision: Literal["fp32", "bf16", "fp16"] = Field(
         "fp32", description="of the network; losses are in fp32"
     )
+    jobs: int = Field(
+        1, ge=1, description="trainings at once: on the CPU they share its threads, GPUs they take in turn"
+    )
     channels_last: bool = Field(True, description="memory format of images and weights")
     threshold: float = Field(0.5, ge=0, le=1, description="score above which a label is predicted")
     data: DataConfig = DataConfig()

@@ -22,6 +22,7 @@ from coterie.preflight import check_space, checked_images, describe_start, tried
 from coterie.preparation import make_partitions, prepare_data
 from coterie.progress import say
 from coterie.runfolder import RunFolder, Training
+from coterie.sidebyside import prepare_processes
 from coterie.stages import Stages
 from coterie.trainer import make_fabric
 
@@ -71,6 +72,8 @@ def run(
     folder = RunFolder(config.run_folder())
     fabric = make_fabric(config)
     factory = make_factory(config.model, builder)
+    if config.jobs > 1:
+        prepare_processes(factory)
     dataset = prepare_data(config, dataset)
     partitions = make_partitions(config, dataset)
     model = tried_model(factory, dataset.class_names, console)
@@ -85,7 +88,7 @@ def run(
         chosen = _chosen(trainings, only)
         stages = Stages(config, folder, dataset, factory, fabric, console, inputs.fingerprint, start)
         stages.check_teachers(trainings, chosen)
-        check_space(folder.path, model, stages.still_to_do(trainings, chosen))
+        check_space(folder.path, model, stages.still_to_do(trainings, chosen), config.jobs)
         try:
             folder.remove_unfinished()
             folder.set_aside_others(trainings)

@@ -1,8 +1,10 @@
-"""What a person sees while a run goes on: lines of text, and a bar with the last epoch's numbers."""
+"""What a person sees while a run goes on: lines of text, and a bar for each training that is under way."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
@@ -20,16 +22,12 @@ def say(console: Console, text: str) -> None:
     console.print(Text(text), soft_wrap=True)
 
 
-class Progress:
-    """A bar over all images of one training on a terminal; elsewhere a line now and then, after an epoch."""
+class Bars:
+    """On a terminal a bar for each training under way, elsewhere a line now and then, after an epoch."""
 
-    def __init__(self, console: Console, name: str, epochs: int, images: int, done: int = 0) -> None:
+    def __init__(self, console: Console) -> None:
         self.console = console
-        self.name = name
-        self.epochs = epochs
-        self.last: dict[str, Any] = {}
-        self._last_line = time.monotonic()
-        self._bar = RichProgress(
+        self.rich = RichProgress(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
@@ -39,33 +37,58 @@ class Progress:
             transient=True,
             disable=not console.is_terminal,
         )
-        self._task = self._bar.add_task(name, total=epochs * images, completed=done * images, note="")
 
-    def advance(self, images: int) -> None:
-        """Count `images` more; the speed shown is the bar's own."""
-        self._bar.advance(self._task, images)
-        speed = self._bar.tasks[0].speed
-        if speed:
-            numbers = f"{self._numbers()}  " if self.last else ""
-            self._bar.update(self._task, note=f"{numbers}{speed:.0f} images/s")
-
-    def epoch_done(self, line: dict[str, Any]) -> None:
-        """Take in the numbers of a finished epoch."""
-        self.last = line
-        now = time.monotonic()
-        if not self.console.is_terminal and now - self._last_line >= SECONDS_BETWEEN_LINES:
-            self._last_line = now
-            say(self.console, f"{self.name}: {self._numbers()}  {line['images_per_second']:.0f} images/s")
-
-    def _numbers(self) -> str:
-        map_ = "-" if self.last["val_mAP"] is None else f"{self.last['val_mAP']:.1f}"
-        return f"epoch {self.last['epoch']}/{self.epochs}  loss {self.last['loss']:.3f}  val mAP {map_}"
+    @contextmanager
+    def watch(self, name: str, epochs: int, images: int, done: int = 0) -> Iterator[Progress]:
+        """The bar of one training of `epochs` of `images` each, `done` epochs of which lie behind."""
+        progress = Progress(self, name, epochs, images, done)
+        try:
+            yield progress
+        finally:
+            progress.close()
 
     def __enter__(self) -> Self:
-        self._bar.start()
+        self.rich.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._bar.stop()
+        self.rich.stop()
+
+
+class Progress:
+    """The bar of one training over all its images, with the last epoch's numbers."""
+
+    def __init__(self, bars: Bars, name: str, epochs: int, images: int, done: int = 0) -> None:
+        self.name = name
+        self.epochs = epochs
+        self.last: dict[str, Any] = {}
+        self._console = bars.console
+        self._rich = bars.rich
+        self._last_line = time.monotonic()
+        self._task = self._rich.add_task(name, total=epochs * images, completed=done * images, note="")
+
+    def advance(self, images: int) -> None:
+        """Count `images` more; the speed shown is the bar's own."""
+        self._rich.advance(self._task, images)
+        (speed,) = [task.speed for task in self._rich.tasks if task.id == self._task]
+        if speed:
+            numbers = f"{self._numbers()}  " if self.last else ""
+            self._rich.update(self._task, note=f"{numbers}{speed:.0f} images/s")
+
+    def epoch_done(self, line: dict[str, Any]) -> None:
+        """Take in the numbers of a finished epoch."""
+        self.last = line
+        now = time.monotonic()
+        if not self._console.is_terminal and now - self._last_line >= SECONDS_BETWEEN_LINES:
+            self._last_line = now
+            say(self._console, f"{self.name}: {self._numbers()}  {line['images_per_second']:.0f} images/s")
+
+    def close(self) -> None:
+        """Take the bar away."""
+        self._rich.remove_task(self._task)
+
+    def _numbers(self) -> str:
+        map_ = "-" if self.last["val_mAP"] is None else f"{self.last['val_mAP']:.1f}"
+        return f"epoch {self.last['epoch']}/{self.epochs}  loss {self.last['loss']:.3f}  val mAP {map_}"

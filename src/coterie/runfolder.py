@@ -24,7 +24,7 @@ METRICS_FILE = "metrics.json"
 # Settings that change where and how fast a run goes, not what comes out of it. The data themselves are
 # compared by their fingerprint and a weights file by its content, wherever they lie.
 INDIFFERENT = (
-    *("out", "device", "data.source", "data.image_root", "data.workers", "data.cache_gb"),
+    *("out", "device", "jobs", "data.source", "data.image_root", "data.workers", "data.cache_gb"),
     "model.weights",
 )
 

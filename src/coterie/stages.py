@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,22 +12,21 @@ from lightning_fabric import Fabric
 from rich.console import Console
 from torch import nn
 
-from coterie.checkpoint import Checkpoint, describe_architecture, load_model, read_checkpoint, save_checkpoint
+from coterie.checkpoint import load_model, read_checkpoint, save_checkpoint
 from coterie.config import Config, TrainConfig
 from coterie.data.dataset import MultiLabelDataset
-from coterie.data.loading import ResizedImages, plain_batches, training_batches
-from coterie.data.transforms import make_augmentation
-from coterie.errors import CheckpointError, ConfigError, shortened
-from coterie.evaluation import EVALUATION_BATCH, Results, evaluate_models, evaluation_splits
+from coterie.data.loading import ResizedImages
+from coterie.errors import ConfigError, shortened
+from coterie.evaluation import Results, evaluate_models, evaluation_splits
 from coterie.files import atomic_write
 from coterie.models.factory import ModelFactory
 from coterie.preparation import branch_weights
-from coterie.progress import Progress, say
+from coterie.progress import Bars, say
 from coterie.runfolder import METRICS_FILE, RunFolder, Training, content_hash, reset
-from coterie.seeding import derive_seed
-from coterie.tasks import ClassificationTask, DistillationTask, Task, classification_loss, distillation_loss
-from coterie.teachers import Branch, Ensemble
-from coterie.trainer import STATE_FILE, Data, Trainer
+from coterie.sidebyside import train_side_by_side
+from coterie.teachers import Ensemble
+from coterie.trainer import STATE_FILE
+from coterie.training import Job, Workshop
 
 # branch -> the name of its teachers in tables
 BRANCHES = {"co-occurrence": "CGP teachers", "dis-occurrence": "DGP teachers"}
@@ -57,22 +55,68 @@ class Stages:
         self.console = console
         self.fingerprint = fingerprint
         self.start = start
-        data = config.data
-        self.images = ResizedImages(dataset, factory.preprocessing, data.cache_gb, shared=data.workers > 0)
-        self.augmentation = make_augmentation(config.augment)
+        shared = config.data.workers > 0 or config.jobs > 1
+        self.images = ResizedImages(dataset, factory.preprocessing, config.data.cache_gb, shared)
+        self.workshop = Workshop(config, folder.path, dataset, factory, self.images)
 
     def train(self, chosen: Collection[str]) -> set[str]:
-        """Do the trainings whose names are `chosen`, in the order of the manifest; all that are done then."""
-        return {training.name for training in self.folder.trainings() if self._done(training, chosen)}
+        """Do the trainings whose names are `chosen`: baseline and teachers, up to `jobs` at once, then the
+        student. The names of all that are done then.
+        """
+        independent = [training for training in self.folder.trainings() if training.name != "student"]
+        self._train(self._jobs(independent, chosen))
+        student = [training for training in self.folder.trainings() if training.name == "student"]
+        self._train(self._jobs(student, chosen))
+        return {training.name for training in self.folder.trainings() if self._is_done(training)}
+
+    def _jobs(self, trainings: Iterable[Training], chosen: Collection[str]) -> list[Job]:
+        """What is still to do of `trainings`."""
+        jobs = []
+        for training in trainings:
+            if self._is_done(training):
+                say(self.console, f"{training.name}: done before")
+                self._renew_threshold(training)
+            elif training.name in chosen:
+                settings = self._settings(training)
+                jobs.append(Job(self._emptied(training), settings, self._key(training, settings)))
+        return jobs
+
+    def _emptied(self, training: Training) -> Training:
+        """The training as one that is not done; what it left under another key moves to the archive."""
+        if training.state == "done":
+            self.folder.set_aside(training)
+        training = reset(training)
+        self.folder.record(training)
+        return training
+
+    def _train(self, jobs: Sequence[Job]) -> None:
+        with Bars(self.console) as bars:
+            for done in self._finished(jobs, bars):
+                self.folder.record(done)
+                (self.folder.path / done.name / STATE_FILE).unlink(missing_ok=True)
+                self._tell(done)
+
+    def _finished(self, jobs: Sequence[Job], bars: Bars) -> Iterator[Training]:
+        processes = min(self.config.jobs, len(jobs))
+        if processes > 1:
+            yield from train_side_by_side(self.workshop, jobs, processes, bars)
+            return
+        for job in jobs:
+            yield self.workshop.train(job, self.fabric, bars.watch, self.folder.trainings())
+
+    def _tell(self, done: Training) -> None:
+        epochs = self._settings(done).epochs
+        images = len(self.dataset.indices("train")) * epochs
+        map_ = "-" if done.val_map is None else f"{done.val_map:.2f}"
+        say(
+            self.console,
+            f"{done.name}: val mAP {map_} at epoch {done.best_epoch} of {epochs}, "
+            f"{done.seconds:.0f} s, {images / done.seconds:.0f} images/s",
+        )
 
     def still_to_do(self, trainings: Iterable[Training], chosen: Collection[str]) -> list[Training]:
         """Those of `chosen` that are not done from the same inputs."""
-        return [
-            training
-            for training in trainings
-            if training.name in chosen
-            if not self.folder.is_done(training, self._key(training, self._settings(training)))
-        ]
+        return [training for training in trainings if training.name in chosen if not self._is_done(training)]
 
     def check_teachers(self, trainings: Iterable[Training], chosen: Collection[str]) -> None:
         """ConfigError where the student is `chosen` and would come before one of its teachers."""
@@ -81,79 +125,13 @@ class Stages:
         missing = [
             training.name
             for training in trainings
-            if training.branch and training.name not in chosen
-            if not self.folder.is_done(training, self._key(training, self.config.teacher))
+            if training.branch and training.name not in chosen and not self._is_done(training)
         ]
         if missing:
             raise ConfigError(f"the student learns from teachers that are not done: {shortened(missing)}")
 
-    def _done(self, training: Training, chosen: Collection[str]) -> bool:
-        """Do one training if it is `chosen`, unless it was done from the same inputs; whether it is done."""
-        settings = self._settings(training)
-        key = self._key(training, settings)
-        if self.folder.is_done(training, key):
-            say(self.console, f"{training.name}: done before")
-            self._renew_threshold(training)
-            return True
-        if training.name not in chosen:
-            return False
-        self._train(training, settings, key)
-        return True
-
-    def _train(self, training: Training, settings: TrainConfig, key: str) -> None:
-        if training.state == "done":
-            self.folder.set_aside(training)
-        training = reset(training)
-        self.folder.record(training)
-        path = self.folder.path / training.name
-        seed = derive_seed(self.config.seed, training.name)
-        task = self._task(training, settings, seed)
-        trainer = Trainer(
-            task,
-            self._data(settings, seed),
-            settings,
-            self.fabric,
-            path,
-            key=key,
-            seed=seed,
-            channels_last=self.config.channels_last,
-        )
-        images = len(trainer.data.training) * trainer.data.training.sampler.batch_size
-        start = time.monotonic()
-        with Progress(self.console, training.name, settings.epochs, images, trainer.state.epoch) as progress:
-            state = trainer.run(progress)
-        task.model.load_state_dict(state.best_weights)
-        checkpoint = save_checkpoint(
-            path,
-            task.model,
-            Checkpoint(
-                name=training.name,
-                class_names=training.class_names,
-                architecture=describe_architecture(self.factory),
-                preprocessing=self.factory.preprocessing,
-                threshold=self.config.threshold,
-                metrics={"val_mAP": state.best_map, "best_epoch": state.best_epoch},
-                config=self.config.to_values(),
-            ),
-        )
-        done = replace(
-            training,
-            state="done",
-            key=key,
-            weights_sha256=checkpoint.weights_sha256,
-            best_epoch=state.best_epoch,
-            val_map=state.best_map,
-            seconds=sum(line["seconds"] for line in state.history),
-        )
-        self.folder.record(done)
-        (path / STATE_FILE).unlink(missing_ok=True)
-        map_ = "-" if state.best_map is None else f"{state.best_map:.2f}"
-        speed = sum(line["images_per_second"] for line in state.history) / len(state.history)
-        say(
-            self.console,
-            f"{training.name}: val mAP {map_} at epoch {state.best_epoch} of {settings.epochs}, "
-            f"{time.monotonic() - start:.0f} s, {speed:.0f} images/s",
-        )
+    def _is_done(self, training: Training) -> bool:
+        return self.folder.is_done(training, self._key(training, self._settings(training)))
 
     def _renew_threshold(self, training: Training) -> None:
         """Put the threshold of the config into the checkpoint: no training depends on it."""
@@ -189,39 +167,6 @@ class Stages:
                 (other.name, other.weights_sha256) for other in self.folder.trainings() if other.branch
             ]
         return content_hash(inputs)
-
-    def _data(self, settings: TrainConfig, seed: int) -> Data:
-        workers = self.config.data.workers
-        return Data(
-            training_batches(self.images, "train", settings.batch_size, self.augmentation, seed, workers),
-            plain_batches(self.images, self.dataset.indices("val"), EVALUATION_BATCH, workers),
-            self.factory.preprocessing,
-        )
-
-    def _task(self, training: Training, settings: TrainConfig, seed: int) -> Task:
-        model = self.factory.build(training.class_names, seed)
-        loss = classification_loss(settings)
-        if training.name != "student":
-            columns = [self.dataset.class_names.index(name) for name in training.class_names]
-            return ClassificationTask(model, columns, loss)
-        weights = branch_weights(self.config)
-        branches = {kind: (self._branch(kind), weight) for kind, weight in weights.items()}
-        return DistillationTask(
-            model, branches, loss, distillation_loss(self.config.distill), self.config.distill.w
-        )
-
-    def _branch(self, kind: str) -> Branch:
-        """The teachers of a branch, by the manifest; CheckpointError where one answers for other classes."""
-        teachers = []
-        for training in self._of_branch(kind):
-            model, checkpoint = load_model(self.folder.path / training.name, self.builder)
-            if checkpoint.class_names != training.class_names:
-                raise CheckpointError(f"{training.name} answers for other classes than the manifest says")
-            teachers.append((model, checkpoint.class_names))
-        return Branch(teachers, self.dataset.class_names)
-
-    def _of_branch(self, kind: str) -> list[Training]:
-        return [training for training in self.folder.trainings() if training.branch == kind]
 
     def measure(self, done: Collection[str]) -> Results:
         """Measure the models whose trainings are `done` on validation and test, once: results of the same
@@ -264,11 +209,11 @@ class Stages:
         models: dict[str, nn.Module] = {}
         if "baseline" in done:
             models["baseline"] = load_model(self.folder.path / "baseline", self.builder)[0]
-        kinds = branch_weights(self.config)
+        kinds, trainings = branch_weights(self.config), self.folder.trainings()
         branches = {
-            kind: self._branch(kind)
+            kind: self.workshop.branch(kind, trainings)
             for kind in kinds
-            if all(training.name in done for training in self._of_branch(kind))
+            if all(training.name in done for training in trainings if training.branch == kind)
         }
         models |= {BRANCHES[kind]: branch for kind, branch in branches.items()}
         if len(branches) == len(kinds) > 1:

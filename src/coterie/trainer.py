@@ -11,7 +11,7 @@ import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from lightning_fabric import Fabric
@@ -27,7 +27,6 @@ from coterie.data.transforms import Preprocessing
 from coterie.errors import ConfigError, RunError
 from coterie.files import atomic_write
 from coterie.metrics import average_precision
-from coterie.progress import Progress
 from coterie.seeding import derive_seed
 from coterie.tasks import Task
 
@@ -38,6 +37,14 @@ STATE_FILE = "last.pt"
 STATE_SCHEMA = 1
 LOG_FILE = "log.jsonl"
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+
+
+class EpochWatcher(Protocol):
+    """Whoever is told how far a training has come."""
+
+    def advance(self, images: int) -> None: ...
+
+    def epoch_done(self, line: dict[str, Any]) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -60,8 +67,11 @@ class Progressed:
     history: list[dict[str, Any]]
 
 
-def make_fabric(config: Config) -> Fabric:
-    """One device in the precision of the config; ConfigError where the device is not there."""
+def make_fabric(config: Config, index: int = 0) -> Fabric:
+    """One device in the precision of the config; ConfigError where the device is not there.
+
+    `index` counts on over the GPUs: trainings side by side each take one in turn.
+    """
     accelerator = "auto" if config.device == "auto" else config.device
     if accelerator == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device=cuda, but torch finds no CUDA device here; use device=auto or device=cpu")
@@ -70,7 +80,9 @@ def make_fabric(config: Config) -> Fabric:
     on_cpu = accelerator == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
     if config.precision == "fp16" and on_cpu:
         raise ConfigError("precision=fp16 needs a GPU; use bf16 or fp32 on the CPU")
-    return Fabric(accelerator=accelerator, devices=1, precision=PRECISIONS[config.precision])  # type: ignore[arg-type]
+    gpus = 0 if on_cpu else torch.cuda.device_count()
+    devices = [index % gpus] if gpus > 1 else 1
+    return Fabric(accelerator=accelerator, devices=devices, precision=PRECISIONS[config.precision])  # type: ignore[arg-type]
 
 
 class Trainer:
@@ -108,7 +120,9 @@ class Trainer:
             if settings.ema is not None
             else None
         )
-        self.wrapped, self.optimizer = fabric.setup(task, make_optimizer(task.model, settings))
+        # a scaler of gradients (fp16) and their clipping do not go together with a fused step
+        fused = getattr(fabric.strategy.precision, "scaler", None) is None
+        self.wrapped, self.optimizer = fabric.setup(task, make_optimizer(task.model, settings, fused))
         if self.averaged is not None:
             self.averaged.to(fabric.device)
         self.scheduler = make_scheduler(self.optimizer, settings, len(data.training) * settings.epochs)
@@ -119,7 +133,7 @@ class Trainer:
         """The model that is measured and kept: the averaged one, where there is one."""
         return self.task.model if self.averaged is None else self.averaged.module
 
-    def run(self, progress: Progress | None = None) -> Progressed:
+    def run(self, watcher: EpochWatcher | None = None) -> Progressed:
         """Train the epochs that are left; the best weights are in the result.
 
         Raises RunError when the loss is no longer finite, or the device's memory is too small; the epochs
@@ -127,20 +141,20 @@ class Trainer:
         """
         with SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.state.epoch + 1) as writer:
             for epoch in range(self.state.epoch, self.settings.epochs):
-                line = self._epoch(epoch, progress)
+                line = self._epoch(epoch, watcher)
                 self._take_if_best(line)
                 self.state.history.append(line)
                 self.state.epoch = epoch + 1
                 self._log(writer)
                 self._keep()
-                if progress is not None:
-                    progress.epoch_done(line)
+                if watcher is not None:
+                    watcher.epoch_done(line)
         return self.state
 
-    def _epoch(self, epoch: int, progress: Progress | None) -> dict[str, Any]:
+    def _epoch(self, epoch: int, watcher: EpochWatcher | None) -> dict[str, Any]:
         """Train and validate once: the epoch's line of the log."""
         try:
-            trained = self._train_epoch(epoch, progress)
+            trained = self._train_epoch(epoch, watcher)
             return {"epoch": epoch + 1, **trained, "val_mAP": self._validate(epoch)}
         except torch.OutOfMemoryError:
             raise RunError(
@@ -148,7 +162,7 @@ class Trainer:
                 f"train.batch_size (now {self.settings.batch_size}) or model.image_size"
             ) from None
 
-    def _train_epoch(self, epoch: int, progress: Progress | None) -> dict[str, float]:
+    def _train_epoch(self, epoch: int, watcher: EpochWatcher | None) -> dict[str, float]:
         """One pass over the training images: the mean of every part of the loss, the rate of the last step,
         and the speed.
         """
@@ -166,8 +180,8 @@ class Trainer:
                 if value.ndim == 0:
                     sums[name] = sums.get(name, 0) + value.detach()
             images += len(batch.indices)
-            if progress is not None:
-                progress.advance(len(batch.indices))
+            if watcher is not None:
+                watcher.advance(len(batch.indices))
         losses = {name: float(total) / len(self.data.training) for name, total in sums.items()}
         if not math.isfinite(losses["loss"]):
             raise self._diverged(f"loss of {self.folder.name} is {losses['loss']}", epoch)
@@ -258,15 +272,18 @@ class Trainer:
                 writer.add_scalar(name, value, history[-1]["epoch"])
 
 
-def make_optimizer(model: nn.Module, settings: TrainConfig) -> Optimizer:
-    """AdamW or Adam; weight decay on weights (two dimensions or more), not on biases and norms."""
+def make_optimizer(model: nn.Module, settings: TrainConfig, fused: bool = True) -> Optimizer:
+    """AdamW or Adam; weight decay on weights (two dimensions or more), not on biases and norms.
+
+    `fused`: one pass over all parameters instead of one for each, which counts with small models.
+    """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": settings.weight_decay},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
     kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
-    return kind([group for group in groups if group["params"]], lr=settings.lr)
+    return kind([group for group in groups if group["params"]], lr=settings.lr, fused=fused)
 
 
 def make_scheduler(optimizer: Optimizer, settings: TrainConfig, steps: int) -> OneCycleLR:

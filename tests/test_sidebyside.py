@@ -1,0 +1,140 @@
+"""Trainings in processes of their own: the same weights, and what happens when one of them fails."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+from coterie.api import fit
+from coterie.config import load_config
+from coterie.errors import ConfigError, RunError
+from coterie.pipeline import Run, run
+from coterie.runfolder import RunFolder
+from coterie.sidebyside import CRASH_FILE
+from tests.tiny import CLASS_NAMES, RUN_SETTINGS, RUN_WORDS, SIDE, Net, make_dataset, sized, write_table
+
+TWO = ("baseline", "teachers/co-occurrence-0")
+
+
+class Failing(Net):
+    """A `Net` whose training on some classes alone is killed or raises: always, or until `mark` exists."""
+
+    def __init__(self, num_classes: int, how: str, mark: Path | None = None) -> None:
+        super().__init__(num_classes)
+        self.how = how
+        self.mark = mark
+
+    def forward(self, images: Tensor) -> Tensor:
+        fails = self.training and self.head.out_features < len(CLASS_NAMES)
+        if fails and not (self.mark and self.mark.exists()):
+            if self.mark is not None:
+                self.mark.touch()
+            if self.how == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise ZeroDivisionError("no such luck")
+        return super().forward(images)
+
+
+def start(folder: Path, builder: Any = Net, only: Any = None, **settings: Any) -> tuple[Run, str]:
+    """A run of two jobs at once in `folder`, and what it printed."""
+    chosen = RUN_SETTINGS | {"jobs": 2, "out": str(folder), "model": {"image_size": SIDE}} | settings
+    console = Console(file=io.StringIO(), width=200)
+    made = run(
+        load_config(settings=chosen), dataset=make_dataset(), builder=builder, only=only, console=console
+    )
+    assert isinstance(console.file, io.StringIO)
+    return made, console.file.getvalue()
+
+
+def states(folder: Path) -> dict[str, str]:
+    return {training.name: training.state for training in RunFolder(folder).trainings()}
+
+
+def test_trainings_side_by_side_give_the_weights_of_those_one_after_the_other(tmp_path: Path) -> None:
+    made, printed = start(tmp_path / "run")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, threads // 2))
+    alone, _ = start(tmp_path / "alone", jobs=1)
+    torch.set_num_threads(threads)
+    assert made.metrics == alone.metrics
+    hashes = [
+        [(training.name, training.weights_sha256) for training in RunFolder(one.folder).trainings()]
+        for one in (made, alone)
+    ]
+    assert hashes[0] == hashes[1]
+    assert "teachers/dis-occurrence-1: val mAP" in printed
+
+
+def test_a_process_that_dies_is_started_once_more(tmp_path: Path) -> None:
+    builder = partial(Failing, how="kill", mark=tmp_path / "mark")
+    made, printed = start(tmp_path / "run", builder, TWO)
+    assert [states(made.folder)[name] for name in TWO] == ["done", "done"]
+    assert "its process ended by SIGKILL, as it does when memory runs out; it is started once more" in printed
+
+
+def test_a_training_that_fails_twice_is_named_when_the_others_are_finished(tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    with pytest.raises(RunError, match="1 of 2 trainings failed; the others are finished") as caught:
+        start(tmp_path / "run", partial(Failing, how="raise"), TWO)
+    assert "teachers/co-occurrence-0: ZeroDivisionError: no such luck (all of it in" in str(caught.value)
+    assert "no such luck" in (tmp_path / "run" / TWO[1] / CRASH_FILE).read_text()
+    assert [states(tmp_path / "run")[name] for name in TWO] == ["done", "pending"]
+    mark.touch()
+    _, printed = start(tmp_path / "run", partial(Failing, how="raise", mark=mark), TWO)
+    assert "baseline: done before" in printed
+    assert [states(tmp_path / "run")[name] for name in TWO] == ["done", "done"]
+
+
+def test_a_training_that_diverges_is_not_tried_twice(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"baseline: the loss of baseline is (nan|inf) in epoch 1"):
+        start(tmp_path / "run", only=TWO, train=RUN_SETTINGS["train"] | {"lr": 1e30})
+
+
+def test_a_builder_that_no_other_process_can_import_is_refused_before_any_work(tmp_path: Path) -> None:
+    def local(num_classes: int) -> nn.Module:
+        return Net(num_classes)
+
+    with pytest.raises(ConfigError, match=r"that another process can import.* or use jobs=1"):
+        fit(make_dataset(), model=sized(local), out=tmp_path / "run", jobs=2, **RUN_SETTINGS)
+    assert not (tmp_path / "run").exists()
+
+
+def test_processes_end_with_the_run_that_started_them(tmp_path: Path) -> None:
+    table = write_table(tmp_path / "photos")
+    words = [*RUN_WORDS, f"data={table}", f"out={tmp_path / 'run'}", "jobs=2", "train.epochs=100000"]
+    command = f"import sys; sys.argv[1:] = {['run', *words]!r}; from coterie.cli import main; main()"
+    process = subprocess.Popen([sys.executable, "-c", command], stdout=subprocess.DEVNULL)
+    states = [tmp_path / "run" / name / "last.pt" for name in ("baseline", "teachers/co-occurrence-0")]
+    while not all(state.exists() for state in states):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    # the locks of its processes are gone when nobody writes any more
+    deadline = time.monotonic() + 20
+    while _writing(tmp_path / "run"):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def _writing(folder: Path) -> bool:
+    """Whether a process has a file in `folder` open."""
+    for link in Path("/proc").glob("[0-9]*/fd/*"):
+        try:
+            if str(link.readlink()).startswith(f"{folder}/"):
+                return True
+        except OSError:  # the process ended, or is another user's
+            continue
+    return False
