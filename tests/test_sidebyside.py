@@ -111,6 +111,20 @@ def test_a_builder_that_no_other_process_can_import_is_refused_before_any_work(t
     assert not (tmp_path / "run").exists()
 
 
+def test_a_script_without_a_guard_is_told_to_have_one(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from coterie import fit\nfrom tests.tiny import RUN_SETTINGS, Net, make_dataset, sized\n"
+        f"fit(make_dataset(), model=sized(Net), out={str(tmp_path / 'run')!r}, jobs=2, **RUN_SETTINGS)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    ended = subprocess.run(
+        [sys.executable, script], env=environment, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode != 0
+    assert "RunError: a process for a training ended before it began" in ended.stderr
+
+
 def test_processes_end_with_the_run_that_started_them(tmp_path: Path) -> None:
     table = write_table(tmp_path / "photos")
     words = [*RUN_WORDS, f"data={table}", f"out={tmp_path / 'run'}", "jobs=2", "train.epochs=100000"]

@@ -29,6 +29,10 @@ from coterie.training import Job, Workshop
 
 ATTEMPTS = 2
 CRASH_FILE = "crash.txt"
+NOT_BEGUN = (
+    "a process for a training ended before it began. Where a script of yours starts the run, it must do "
+    'so under `if __name__ == "__main__":`, as every process imports the script; or use jobs=1'
+)
 
 
 def prepare_processes(factory: ModelFactory) -> None:
@@ -111,16 +115,21 @@ class _Worker:
         self._process: BaseProcess = context.Process(
             target=_work, args=(workshop, job, threads, slot, theirs), name=job.training.name
         )
-        self._process.start()
+        try:
+            self._process.start()
+        except BrokenPipeError:
+            raise RunError(NOT_BEGUN) from None
         theirs.close()
 
     def listen(self) -> None:
-        """Take in what the process has said since; notice its end."""
+        """Take in what the process has said since; notice its end. RunError where it never said a word."""
         try:
             while self.connection.poll():
                 self._take_in(self.connection.recv())
         except (EOFError, ConnectionResetError):
             self._end()
+            if self.result is None and not self.failure:
+                self._died()
 
     def stop(self) -> None:
         """End the process, whatever it does: its last finished epoch is kept."""
@@ -145,14 +154,18 @@ class _Worker:
         self.connection.close()
         self._stack.close()
         self.ended = True
-        if self.result is None and not self.failure:
-            self.failure = f"its process ended {_how(self._process.exitcode)}"
-            self.crashed = True
+
+    def _died(self) -> None:
+        exitcode = self._process.exitcode or 0
+        if exitcode >= 0 and self._progress is None:
+            raise RunError(NOT_BEGUN)
+        self.failure = f"its process ended {_how(exitcode)}"
+        self.crashed = True
 
 
-def _how(exitcode: int | None) -> str:
+def _how(exitcode: int) -> str:
     """The exit of a process in words."""
-    if exitcode is None or exitcode >= 0:
+    if exitcode >= 0:
         return f"with status {exitcode}"
     name = signal.Signals(-exitcode).name
     memory = ", as it does when memory runs out" if name == "SIGKILL" else ""
