@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -83,6 +84,43 @@ def test_a_checkpoint_gives_back_the_model_and_what_is_known_of_it(tmp_path: Pat
     assert set(checkpoint.versions) == {"python", "torch", "torchvision", "timm"}
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"head": "csra", "csra": {"temperatures": [1, 2.5, "max"], "weight": 0.3}},
+        {"head": "ml-decoder", "ml_decoder": {"width": 32, "feedforward": 16, "groups": 2}},
+        {"head": "query2label", "query2label": {"width": 32, "label_attention": True}},
+        {"head": "transformer", "transformer": {"width": 32, "layers": 1, "shared_output": False}},
+    ],
+    ids=lambda settings: str(settings["head"]),
+)
+def test_a_checkpoint_gives_back_every_head_with_its_options(
+    tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    factory = ModelFactory(ModelConfig.model_validate(TINY.model_dump(exclude_unset=True) | settings))
+    model = saved(tmp_path, factory)
+    loaded, checkpoint = load_model(tmp_path)
+    images = torch.randn(2, 3, 64, 64)
+    assert torch.equal(loaded(images), model(images))
+    (section,) = (value for key, value in settings.items() if key != "head")
+    assert checkpoint.architecture["head"] == settings["head"]
+    assert section.items() <= checkpoint.architecture["head_options"].items()
+
+
+def test_a_checkpoint_holds_the_word_vectors_and_is_loaded_without_their_file(tmp_path: Path) -> None:
+    words = tmp_path / "words.npz"
+    vectors = np.arange(6, dtype=np.float32).reshape(3, 2)
+    np.savez(words, vectors=vectors, class_names=np.array(NAMES))
+    settings = {"head": "transformer", "transformer": {"width": 32, "layers": 1}, "word_vectors": words}
+    factory = ModelFactory(ModelConfig.model_validate(TINY.model_dump(exclude_unset=True) | settings))
+    model = saved(tmp_path / "saved", factory)
+    words.unlink()
+    loaded, _ = load_model(tmp_path / "saved")
+    images = torch.randn(2, 3, 64, 64)
+    assert torch.equal(loaded(images), model(images))
+    assert loaded.state_dict()["head.label_vectors"].tolist() == vectors.tolist()
+
+
 def test_the_same_model_gives_the_same_files(tmp_path: Path) -> None:
     saved(tmp_path / "a")
     model, checkpoint = load_model(tmp_path / "a")
@@ -150,17 +188,17 @@ def test_a_description_that_is_not_json_is_told(tmp_path: Path, content: str) ->
     assert f"checkpoint {tmp_path / INFO_FILE} cannot be read: " in refusal(tmp_path)
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None])
+@pytest.mark.parametrize("version", [0, 1, 3, "2", None])
 def test_another_schema_is_told(tmp_path: Path, version: object) -> None:
     saved(tmp_path)
     change(tmp_path, lambda content: content.update(schema_version=version))
-    assert refusal(tmp_path).endswith(f"has schema version {version}; this version reads 1")
+    assert refusal(tmp_path).endswith(f"has schema version {version}; this version reads 2")
 
 
 @pytest.mark.parametrize("content", ["[]", "3", "{}"])
 def test_json_of_something_else_is_told(tmp_path: Path, content: str) -> None:
     (tmp_path / INFO_FILE).write_text(content)
-    assert refusal(tmp_path).endswith("has schema version None; this version reads 1")
+    assert refusal(tmp_path).endswith("has schema version None; this version reads 2")
 
 
 @pytest.mark.parametrize(
@@ -238,6 +276,11 @@ def nothing_from_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
         {"options": {"pretrained_cfg": {"file": "/tmp/x.pth"}}},
         {"options": {"pretrained_cfg_overlay": {"file": "/tmp/x.pth"}}},
         {"drop_rate": "much"},
+        {"head": "other"},
+        {"head": []},
+        {"head": "csra", "head_options": {"temperature": 1}},
+        {"head": "csra", "head_options": None},
+        {"word_vectors": "/tmp/x.npz"},
     ],
 )
 def test_an_architecture_that_reads_or_runs_anything_else_is_refused(

@@ -458,6 +458,51 @@ def test_weights_to_start_from_count_by_their_content(tmp_path: Path, trained: l
     assert trained == ["baseline", "baseline"]
 
 
+def test_each_teacher_gets_the_word_vectors_of_its_own_labels(tmp_path: Path, trained: list[str]) -> None:
+    """And they count by their content: moved ones are the same, other ones are a change."""
+    table = write_table(tmp_path / "photos")
+    vectors = np.arange(12, dtype=np.float32).reshape(4, 3)
+
+    def config(words: Path) -> Config:
+        return load_config(
+            [
+                *RUN_WORDS,
+                *("model=test_resnet", "model.image_size=32", "train.epochs=1"),
+                *("model.head=transformer", "model.transformer.width=8", f"model.word_vectors={words}"),
+                *(f"data={table}", f"out={tmp_path / 'run'}"),
+            ]
+        )
+
+    first, moved = tmp_path / "first.npz", tmp_path / "moved.npz"
+    np.savez(first, vectors=vectors, class_names=np.array(CLASS_NAMES))
+    screen = io.StringIO()
+    done = run(config(first), console=Console(file=screen))
+    assert "first.npz: vectors of 3 numbers for 4 classes" in screen.getvalue()
+    assert len(trained) == 6
+    for name in trained:
+        classifier = done.predictor(name)
+        rows = [CLASS_NAMES.index(label) for label in classifier.class_names]
+        saved_vectors = classifier.model.state_dict()["head.label_vectors"].numpy()
+        np.testing.assert_array_equal(saved_vectors, vectors[rows])
+    first.rename(moved)
+    run(config(moved))
+    assert len(trained) == 6
+    np.savez(moved, vectors=vectors + 1, class_names=np.array(CLASS_NAMES))
+    with pytest.raises(RunError, match=r"the vectors in model\.word_vectors are others"):
+        run(config(moved))
+    run(config(moved), only=["baseline"], update=True)
+    assert trained[6:] == ["baseline"]
+
+
+def test_word_vectors_that_lack_a_class_are_told_before_any_training(tmp_path: Path) -> None:
+    words = tmp_path / "words.npz"
+    np.savez(words, vectors=np.ones((2, 3)), class_names=np.array(["red", "stripe"]))
+    model = {"name": "test_resnet", "head": "transformer", "word_vectors": words}
+    with pytest.raises(ConfigError, match=r"lack 3 of the 4 classes: .*'stripes' \(nearest: 'stripe'\)"):
+        fit(make_dataset(), model, out=tmp_path / "run", **RUN_SETTINGS)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_picture_that_breaks_in_a_training_is_one_clear_error(
     run_copy: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

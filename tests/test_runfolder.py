@@ -103,6 +103,13 @@ def test_other_weights_to_start_from_are_refused(folder: RunFolder) -> None:
         folder.check_config(config("model.weights=a.pt"), Inputs("data", "a hash"))
 
 
+def test_other_word_vectors_are_refused_and_moved_ones_are_not(folder: RunFolder) -> None:
+    words = ("model.head=transformer", "model.word_vectors=moved.npz")
+    with pytest.raises(RunError, match=r"the vectors in model\.word_vectors are others") as caught:
+        folder.check_config(config(*words), Inputs("data", words_sha256="a hash"))
+    assert "moved.npz" not in str(caught.value)
+
+
 def test_a_folder_of_other_files_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(RunError, match=r"holds other files \(thesis.txt\) and no run"):

@@ -19,17 +19,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import nn
 
-from coterie.config import ModelConfig
+from coterie.config import HEAD_SECTIONS, ModelConfig
 from coterie.data.transforms import Preprocessing
 from coterie.errors import CheckpointError, ConfigError, shortened
 from coterie.files import atomic_write
 from coterie.models.factory import ModelBuilder, ModelFactory, builder_name
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 WEIGHTS_FILE = "model.safetensors"
 INFO_FILE = "checkpoint.json"
 # The settings of a model that a checkpoint holds; none of them brings weights from elsewhere.
-ARCHITECTURE = ("name", "image_size", "drop_rate", "options")
+ARCHITECTURE = ("name", "image_size", "drop_rate", "options", "head")
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,8 @@ def describe_architecture(factory: ModelFactory) -> dict[str, Any]:
     if factory.builder is not None:
         name = settings.name if ":" in settings.name else builder_name(factory.builder)
         return {"kind": "own", "builder": name}
-    return {"kind": "coterie", **{key: getattr(settings, key) for key in ARCHITECTURE}}
+    architecture = {key: getattr(settings, key) for key in ARCHITECTURE}
+    return {"kind": "coterie", **architecture, "head_options": factory.head_options}
 
 
 def save_checkpoint(folder: Path, model: nn.Module, checkpoint: Checkpoint) -> Checkpoint:
@@ -143,13 +144,16 @@ def _build(checkpoint: Checkpoint, folder: Path, builder: ModelBuilder | None) -
     try:
         if kind == "own":
             return ModelFactory(ModelConfig(), builder).build(checkpoint.class_names)
-        if kind != "coterie" or set(architecture) != {"kind", *ARCHITECTURE}:
+        if kind != "coterie" or set(architecture) != {"kind", *ARCHITECTURE, "head_options"}:
             raise CheckpointError(
-                f"checkpoint {folder} is damaged: its architecture must be {shortened(ARCHITECTURE)} of a "
-                f"model of coterie, and is {architecture}"
+                f"checkpoint {folder} is damaged: its architecture must be "
+                f"{shortened((*ARCHITECTURE, 'head_options'), 6)} of a model of coterie, and is "
+                f"{architecture}"
             )
-        settings = ModelConfig(**{key: architecture[key] for key in ARCHITECTURE})
-        return ModelFactory(settings).build(checkpoint.class_names)
+        values = {key: architecture[key] for key in ARCHITECTURE}
+        if (section := HEAD_SECTIONS.get(str(values["head"]))) is not None:
+            values[section] = architecture["head_options"]
+        return ModelFactory(ModelConfig(**values)).build(checkpoint.class_names)
     except (ConfigError, ValidationError) as error:
         raise CheckpointError(f"the model of checkpoint {folder} cannot be built: {error}") from None
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -23,8 +23,9 @@ from pydantic import (
     model_validator,
 )
 
-from coterie.errors import ConfigError, did_you_mean, either
+from coterie.errors import ConfigError, either, listed
 from coterie.labels.partition import METHODS
+from coterie.recipe import read_layers, read_yaml, recipe_comment
 
 ROLES = ("baseline", "teacher", "student")
 # `data=PATH` is short for `data.source=PATH`.
@@ -53,6 +54,14 @@ RESERVED_OPTIONS = {
     "pretrained",
     "pretrained_cfg",
     "pretrained_cfg_overlay",
+}
+
+# The heads that have settings, and the section of each in `model`.
+HEAD_SECTIONS = {
+    "csra": "csra",
+    "ml-decoder": "ml_decoder",
+    "query2label": "query2label",
+    "transformer": "transformer",
 }
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -131,11 +140,83 @@ class AugmentConfig(Section):
     )
 
 
+class CsraConfig(Section):
+    """Residual attention (`model.head=csra`)."""
+
+    temperatures: tuple[PositiveFloat | Literal["max"], ...] = Field(
+        (1.0,),
+        description="an attention head for each, 'max' for the best position; the paper has [1, 2, 4, max]",
+    )
+    weight: float = Field(0.1, ge=0, description="of the attention beside the average (lambda)")
+    normalize: bool = Field(
+        False, description="bring the weights of each class to length 1, as the published code does"
+    )
+
+    @field_validator("temperatures", mode="before")
+    @classmethod
+    def _numbers_above_0_or_max(cls, given: Any) -> Any:
+        def fits(value: Any) -> bool:
+            return value == "max" or (type(value) in (int, float) and 0 < value < math.inf)
+
+        if not isinstance(given, list | tuple) or not given or not all(map(fits, given)):
+            raise ValueError("be a list of numbers above 0 and 'max', such as [1, 2, 4, max]")
+        return given
+
+
+class MlDecoderConfig(Section):
+    """ML-Decoder (`model.head=ml-decoder`)."""
+
+    groups: int = Field(
+        100, ge=1, description="queries; where there are more classes, each answers for several of them"
+    )
+    width: int = Field(768, ge=1)
+    heads: int = Field(8, ge=1, description="attention heads; they divide the width")
+    feedforward: int = Field(2048, ge=1, description="width between the two layers of the feed-forward block")
+    dropout: float = Field(0.1, ge=0, lt=1)
+    learned_queries: bool = Field(False, description="train the queries; the paper's are random and stay")
+
+
+class Query2LabelConfig(Section):
+    """Query2Label (`model.head=query2label`)."""
+
+    width: int | None = Field(
+        None, ge=4, description="a multiple of 4 and of heads; by default that of the features"
+    )
+    heads: int = Field(4, ge=1, description="attention heads")
+    encoder_layers: int = Field(1, ge=0)
+    decoder_layers: int = Field(2, ge=1)
+    feedforward: int | None = Field(None, ge=1, description="by default four times the width")
+    dropout: float = Field(0.1, ge=0, lt=1)
+    label_attention: bool = Field(
+        False, description="self-attention among labels after the first layer; published models have none"
+    )
+
+
+class TransformerConfig(Section):
+    """A transformer over patch tokens and label tokens (`model.head=transformer`)."""
+
+    width: int = Field(1024, ge=1)
+    layers: int = Field(3, ge=1)
+    heads: int = Field(4, ge=1, description="attention heads")
+    head_width: int | None = Field(None, ge=1, description="of one attention head; by default the width")
+    feedforward: int | None = Field(None, ge=1, description="by default the width")
+    dropout: float = Field(0.1, ge=0, lt=1)
+    label_dimensions: int | None = Field(
+        None,
+        ge=1,
+        description="of learned label vectors, projected to the width; word vectors have their own",
+    )
+    shared_output: bool = Field(True, description="one output layer for all labels, or one for each")
+
+
 class ModelConfig(Section):
     """The network; `model=NAME` is short for `model.name=NAME`."""
 
     name: str = Field(
         "resnet50", min_length=1, description="a timm model, 'squeezenet1_1', or your own 'module:function'"
+    )
+    head: Literal["linear", "csra", "ml-decoder", "query2label", "transformer"] = Field(
+        "linear", description="linear is on pooled features, the others on the feature map of the backbone"
     )
     pretrained: bool = Field(False, description="start from timm's weights for this name")
     weights: Path | None = Field(None, description="start from a file: a state dict or safetensors")
@@ -146,10 +227,17 @@ class ModelConfig(Section):
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = Field(
         None, description="of red, green and blue in 0..1; by default the model's own"
     )
-    drop_rate: float = Field(0.0, ge=0, lt=1, description="dropout before the linear head")
+    drop_rate: float = Field(0.0, ge=0, lt=1, description="dropout on the features, before the head")
+    word_vectors: Path | None = Field(
+        None, description="label tokens of the transformer head: an npz, or lines of a name and its numbers"
+    )
     options: dict[str, JsonValue] = Field(
         default_factory=dict, description="further arguments of the timm model"
     )
+    csra: CsraConfig = CsraConfig()
+    ml_decoder: MlDecoderConfig = MlDecoderConfig()
+    query2label: Query2LabelConfig = Query2LabelConfig()
+    transformer: TransformerConfig = TransformerConfig()
 
     @field_validator("options")
     @classmethod
@@ -166,6 +254,21 @@ class ModelConfig(Section):
         if self.pretrained and self.weights:
             raise ValueError("choose one of model.pretrained=true and model.weights=FILE")
         return self
+
+    @model_validator(mode="after")
+    def _nothing_of_another_head(self) -> Self:
+        """A setting that would change nothing is a mistake: `model.csra.weight=.2` with the linear head."""
+        for head, section in HEAD_SECTIONS.items():
+            if head != self.head and getattr(self, section) != type(self).model_fields[section].default:
+                raise ValueError(f"model.{section} needs model.head={head}, and that is '{self.head}'")
+        if self.word_vectors is not None and self.head != "transformer":
+            raise ValueError(f"model.word_vectors needs model.head=transformer, and that is '{self.head}'")
+        return self
+
+    def head_section(self) -> Section | None:
+        """The settings of the chosen head, None where it has none."""
+        name = HEAD_SECTIONS.get(self.head)
+        return None if name is None else getattr(self, name)
 
 
 class PartitionConfig(Section):
@@ -203,6 +306,9 @@ class TrainConfig(Section):
     gamma_neg: float = Field(4.0, ge=0, description="ASL: focal exponent of absent labels")
     gamma_pos: float = Field(0.0, ge=0, description="ASL: focal exponent of present labels")
     clip: float = Field(0.05, ge=0, lt=1, description="ASL: shift of the probability of absent labels")
+    reduction: Literal["mean", "sum"] = Field(
+        "mean", description="of the loss over the images of a batch; with 'sum', rates depend on batch_size"
+    )
     ema: float | None = Field(0.9997, ge=0, lt=1, description="decay of the averaged weights; null is off")
     grad_clip: float | None = Field(1.0, gt=0, description="largest norm of the gradient; null is off")
 
@@ -219,7 +325,9 @@ class DistillConfig(Section):
 class Config(Section):
     """All settings of a run."""
 
-    out: Path | None = Field(None, description="the run folder; by default runs/<data>-<model>-k<k>-s<seed>")
+    out: Path | None = Field(
+        None, description="the run folder; by default runs/ and a name made of data, model, k and seed"
+    )
     seed: int = Field(0, ge=0, lt=2**32, description="all randomness comes from it")
     k: int = Field(5, ge=1, description="label groups in each branch")
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -256,7 +364,8 @@ class Config(Section):
         }
 
     def run_folder(self) -> Path:
-        """`out`, or a name made of data, model, k and seed, so that the same words find the same run.
+        """`out`, or a name made of data, model, head, image size, k and seed, so that the same words find the
+        same run.
 
         The data are the table's folder and name: many tables are a labels.csv.
         """
@@ -268,6 +377,8 @@ class Config(Section):
             *([folder.name] if folder.name else []),
             source.stem,
             re.sub(r"[^\w.-]+", "-", self.model.name),
+            *([self.model.head] if self.model.head != "linear" else []),
+            *([str(self.model.image_size)] if self.model.image_size else []),
             f"k{self.k}",
             f"s{self.seed}",
         )
@@ -298,10 +409,26 @@ def load_config(
     """
     overrides = parse_words(words)
     recipe = overrides.pop("recipe", recipe)
-    values: dict[str, Any] = {}
-    for new in (_read_recipe(recipe) if recipe is not None else {}, settings or {}, overrides):
+    values = recipe_values(recipe) if recipe is not None else {}
+    for new in (settings or {}, overrides):
         _merge(values, _spelt_out(new))
     return validate_config(values)
+
+
+def recipe_values(recipe: str | Path) -> dict[str, Any]:
+    """The nested values that a recipe and those it is based on set, not yet validated."""
+    values: dict[str, Any] = {}
+    for layer in read_layers(recipe):
+        _merge(values, _spelt_out(layer.values))
+    return values
+
+
+def recipe_text(name: str) -> str:
+    """A shipped recipe as a file of its own: its comment, and all that it and those it is based on set."""
+    *bases, _ = (layer.name for layer in read_layers(name))
+    origin = f"# Copied from {name}{f', with all of {listed(bases)}' if bases else ''}."
+    values = yaml.safe_dump(recipe_values(name), sort_keys=False, allow_unicode=True)
+    return f"{recipe_comment(name)}\n{origin}\n{values}"
 
 
 def parse_words(words: Iterable[str]) -> dict[str, Any]:
@@ -317,7 +444,7 @@ def parse_words(words: Iterable[str]) -> dict[str, Any]:
 
 def read_config(path: Path) -> Config:
     """The config saved in `path` (YAML)."""
-    return validate_config(_read_yaml(path))
+    return validate_config(read_yaml(path))
 
 
 def validate_config(values: Mapping[str, Any]) -> Config:
@@ -358,49 +485,6 @@ def describe_settings(section: type[BaseModel] = Config, prefix: str = "") -> It
         else:
             default = field.get_default(call_default_factory=True)
             yield prefix + name, _plain(default), field.description or ""
-
-
-def recipe_names() -> list[str]:
-    """The names of the recipes that come with the package."""
-    folder = resources.files("coterie") / "recipes"
-    return sorted(
-        entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml")
-    )
-
-
-def _read_recipe(recipe: str | Path) -> dict[str, Any]:
-    if Path(recipe).suffix in (".yaml", ".yml"):
-        return _read_yaml(Path(recipe))
-    names = recipe_names()
-    if str(recipe) not in names:
-        raise ConfigError(
-            f"there is no recipe '{recipe}'{did_you_mean(str(recipe), names) or '.'} The recipes are "
-            f"{', '.join(names)}; the name of a recipe of your own ends in .yaml"
-        )
-    text = (resources.files("coterie") / "recipes" / f"{recipe}.yaml").read_text(encoding="utf-8")
-    return _parse_yaml(text, str(recipe))
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ConfigError(f"config file {path} is not there") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"config file {path} cannot be read: {error}") from None
-    return _parse_yaml(text, str(path))
-
-
-def _parse_yaml(text: str, name: str) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"{name} is not YAML: {error}") from None
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise ConfigError(f"{name} must hold settings as `key: value`, got {type(values).__name__}")
-    return values
 
 
 def _parse(key: str, text: str) -> Any:

@@ -80,7 +80,7 @@ def run(
     start = describe_start(factory, model)
     with folder.locked():
         checked, inputs = checked_images(dataset, config.data.on_corrupt, folder.inputs(), console)
-        inputs = replace(inputs, start_sha256=start["weights"])
+        inputs = replace(inputs, start_sha256=start["weights"], words_sha256=start["word_vectors"])
         if len(checked) < len(dataset):
             dataset, partitions = checked, make_partitions(config, checked)
         folder.check_config(config, inputs, update)

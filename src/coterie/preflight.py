@@ -30,6 +30,8 @@ def tried_model(factory: ModelFactory, class_names: Sequence[str], console: Cons
         say(console, f"note: training starts from random weights; {remedy}")
     if factory.settings.weights is not None:
         say(console, str(factory.load_weights(model)))
+    if (words := factory.read_word_vectors(class_names)) is not None:
+        say(console, str(words))
     size = factory.preprocessing.image_size
     try:
         with torch.no_grad():
@@ -49,11 +51,13 @@ def tried_model(factory: ModelFactory, class_names: Sequence[str], console: Cons
 
 
 def describe_start(factory: ModelFactory, model: nn.Module) -> dict[str, Any]:
-    """What the settings only point to: the shapes of a user's own model, the content of a weights file."""
-    weights = factory.settings.weights
+    """What the settings only point to: the shapes of a user's own model, the content of the files of weights
+    and of word vectors.
+    """
+    files = {name: getattr(factory.settings, name) for name in ("weights", "word_vectors")}
     return {
         "shapes": {name: list(tensor.shape) for name, tensor in model.state_dict().items()},
-        "weights": None if weights is None else file_sha256(weights),
+        **{name: None if path is None else file_sha256(path) for name, path in files.items()},
     }
 
 

@@ -22,10 +22,10 @@ CONFIG_FILE = "config.yaml"
 MANIFEST_FILE = "manifest.json"
 METRICS_FILE = "metrics.json"
 # Settings that change where and how fast a run goes, not what comes out of it. The data themselves are
-# compared by their fingerprint and a weights file by its content, wherever they lie.
+# compared by their fingerprint and other files by their content, wherever they lie.
 INDIFFERENT = (
     *("out", "device", "jobs", "data.source", "data.image_root", "data.workers", "data.cache_gb"),
-    "model.weights",
+    *("model.weights", "model.word_vectors"),
 )
 
 
@@ -50,11 +50,12 @@ class Inputs:
     """What a run is made from and its config only points to.
 
     `fingerprint`: of the data, without the images whose ids are `unreadable`. `start_sha256`: of the file
-    `model.weights`.
+    `model.weights`. `words_sha256`: of the file `model.word_vectors`.
     """
 
     fingerprint: str
     start_sha256: str | None = None
+    words_sha256: str | None = None
     unreadable: tuple[str, ...] = ()
 
 
@@ -111,6 +112,8 @@ class RunFolder:
             changes.append("the images, labels or splits are others")
         if before.start_sha256 != inputs.start_sha256:
             changes.append("the weights in model.weights are others")
+        if before.words_sha256 != inputs.words_sha256:
+            changes.append("the vectors in model.word_vectors are others")
         if changes and not update:
             more = [f"and {len(changes) - 8} more"] if len(changes) > 8 else []
             shown = "\n  ".join(changes[:8] + more)

@@ -154,8 +154,8 @@ class Stages:
             "class_names": training.class_names,
             "settings": settings.model_dump(mode="json"),
             "augment": config.augment.model_dump(mode="json"),
-            # a weights file counts by its content, which is in `start`
-            "model": config.model.model_dump(mode="json") | {"weights": None},
+            # files count by their content, which is in `start`
+            "model": config.model.model_dump(mode="json") | {"weights": None, "word_vectors": None},
             "start": self.start,
             "seed": config.seed,
             "precision": config.precision,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.error import URLError
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -19,6 +20,7 @@ from coterie.data.transforms import Preprocessing
 from coterie.errors import CheckpointError, ConfigError
 from coterie.models import squeezenet
 from coterie.models.factory import ModelFactory, import_builder, make_factory
+from coterie.seeding import seeded
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -46,6 +48,53 @@ def test_every_architecture_gives_a_logit_for_each_class(name: str) -> None:
     logits = model(torch.randn(2, 3, 64, 64))
     assert logits.shape == (2, 3)
     assert logits.std() > 0
+
+
+SMALL_HEADS: list[dict[str, Any]] = [
+    {"head": "csra", "csra": {"temperatures": [1, "max"], "weight": 0.2}},
+    {"head": "ml-decoder", "ml_decoder": {"width": 32, "feedforward": 16, "groups": 2}},
+    {"head": "query2label", "query2label": {"width": 32}},
+    {"head": "transformer", "transformer": {"width": 32, "layers": 1}},
+]
+
+
+@pytest.mark.parametrize("settings", SMALL_HEADS, ids=lambda settings: str(settings["head"]))
+def test_every_head_goes_on_a_backbone_and_depends_on_the_seed_alone(settings: dict[str, Any]) -> None:
+    images = torch.randn(2, 3, 64, 64)
+    for name in ("test_resnet", "test_vit", "squeezenet1_1"):
+        model = build("ant", "bee", "cat", seed=1, name=name, image_size=64, **settings).eval()
+        assert model(images).shape == (2, 3)
+        assert equal(build("ant", "bee", "cat", seed=1, name=name, image_size=64, **settings), model)
+        one = build("ant", seed=1, name=name, image_size=64, **settings)
+        a, b = one.state_dict(), model.state_dict()
+        assert all(torch.equal(a[key], b[key]) for key in a if key.startswith("backbone."))
+
+
+def test_the_linear_head_has_the_weights_that_torch_gives_a_linear_layer() -> None:
+    """As they were when it was the only head: the same seeds give the same models."""
+    model = build("ant", "bee", seed=3)
+    with seeded(3, "weights"):
+        backbone = timm.create_model("test_resnet", num_classes=0)
+        head = nn.Linear(96, 2)
+    expected = {f"backbone.{key}": tensor for key, tensor in backbone.state_dict().items()}
+    expected |= {f"head.{key}": tensor for key, tensor in head.state_dict().items()}
+    assert model.state_dict().keys() == expected.keys()
+    assert all(torch.equal(tensor, expected[key]) for key, tensor in model.state_dict().items())
+
+
+def test_a_head_gets_the_word_vectors_of_its_own_labels(tmp_path: Path) -> None:
+    vectors = np.arange(6, dtype=np.float32).reshape(3, 2)
+    np.savez(tmp_path / "words.npz", vectors=vectors, class_names=np.array(["ant", "bee", "cat"]))
+    factory = ModelFactory(
+        ModelConfig.model_validate(
+            {"name": "test_resnet", "word_vectors": tmp_path / "words.npz", **SMALL_HEADS[3]}
+        )
+    )
+    model = factory.build(["cat", "ant"])
+    assert model.state_dict()["head.label_vectors"].tolist() == [[4, 5], [0, 1]]
+    assert factory.head_options["label_dimensions"] == 2
+    with pytest.raises(ConfigError, match=r"lack 1 of the 2 classes: 'bees' \(nearest: 'bee'\)"):
+        factory.build(["ant", "bees"])
 
 
 def test_weights_depend_on_the_seed_alone() -> None:
@@ -106,6 +155,8 @@ def test_options_reach_timm() -> None:
         ({"options": {"depth": 3}}, r"test_resnet with depth=3 \(model.options\): TypeError: .*'depth'"),
         ({"options": {"act_layer": "nope"}}, r"with act_layer='nope' \(model.options\): KeyError"),
         ({"name": "squeezenet", "options": {"depth": 3}}, "squeezenet takes no model.options"),
+        ({"head": "query2label", "query2label": {"heads": 5}}, "must be a multiple of 4 and of .*=5, got 96"),
+        ({"name": "crossvit_tiny_240", "head": "csra"}, "crossvit_tiny_240 has no feature map: timm says"),
     ],
 )  # fmt: skip
 def test_a_model_that_cannot_be_built_is_told(settings: dict[str, Any], expected: str) -> None:
@@ -148,7 +199,14 @@ def test_an_own_builder_must_return_a_module() -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", [{"weights": Path("a.pt")}, {"pretrained": True}, {"options": {"a": 1}}, {"drop_rate": 0.1}]
+    "settings",
+    [
+        {"weights": Path("a.pt")},
+        {"pretrained": True},
+        {"options": {"a": 1}},
+        {"drop_rate": 0.1},
+        {"head": "csra"},
+    ],
 )
 def test_settings_that_an_own_model_cannot_take_are_refused(settings: dict[str, object]) -> None:
     (name,) = settings

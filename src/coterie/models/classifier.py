@@ -1,22 +1,34 @@
-"""A backbone and a linear head on its pooled features."""
+"""A backbone and a head on its features."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
+from coterie.models.feature_map import FeatureMap
+
 
 class Classifier(nn.Module):
-    """Images [B, 3, H, W] -> logits [B, C]. The backbone gives pooled features [B, num_features]."""
+    """Images [B, 3, H, W] -> logits [B, C].
+
+    The backbone gives pooled features [B, D], or what `feature_map` turns into a map [B, D, H', W'].
+    """
 
     def __init__(
-        self, backbone: nn.Module, num_features: int, num_classes: int, drop_rate: float = 0.0
+        self,
+        backbone: nn.Module,
+        head: nn.Module,
+        drop_rate: float = 0.0,
+        feature_map: FeatureMap | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.drop = nn.Dropout(drop_rate)
-        self.head = nn.Linear(num_features, num_classes)
+        self.head = head
+        self.feature_map = feature_map
 
     def forward(self, images: Tensor) -> Tensor:
-        features: Tensor = self.backbone(images)
+        features = self.backbone(images)
+        if self.feature_map is not None:
+            features = self.feature_map(features)
         logits: Tensor = self.head(self.drop(features))
         return logits

@@ -7,6 +7,7 @@ import inspect
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,12 @@ from coterie.config import ModelConfig
 from coterie.data.transforms import Preprocessing
 from coterie.errors import CheckpointError, ConfigError, did_you_mean, shortened
 from coterie.models.classifier import Classifier
+from coterie.models.feature_map import FeatureMap, without_pooling
+from coterie.models.heads import POOLED, build_head
 from coterie.models.squeezenet import NUM_FEATURES as SQUEEZENET_FEATURES
 from coterie.models.squeezenet import SqueezeNetBackbone
 from coterie.models.weights import LoadReport, load_backbone_weights
+from coterie.models.word_vectors import WordVectors, count_dimensions, read_word_vectors
 from coterie.seeding import seeded
 
 # A user's own model: takes `num_classes`, and `class_names` if it has such a parameter.
@@ -28,6 +32,8 @@ ModelBuilder = Callable[..., nn.Module]
 
 SQUEEZENET_NAMES = ("squeezenet", "squeezenet1_1")
 DEFAULT_IMAGE_SIZE = 224
+# The settings that build a model of coterie; a user's own is built by its builder.
+OF_COTERIE = ("weights", "pretrained", "options", "drop_rate", "head", "word_vectors")
 # What timm's constructors raise on arguments that do not fit.
 BUILD_ERRORS = (TypeError, KeyError, ValueError, AssertionError, AttributeError, RuntimeError)
 
@@ -54,11 +60,33 @@ class ModelFactory:
         with seeded(seed, "weights"):
             if self.builder is not None:
                 return _build_own(self.builder, class_names)
+            words = self.read_word_vectors(class_names)
             backbone, num_features = self._backbone()
-            model = Classifier(backbone, num_features, len(class_names), self.settings.drop_rate)
+            feature_map = None
+            if self.settings.head not in POOLED:
+                feature_map = self._without_pooling(backbone, num_features)
+            vectors = None if words is None else words.vectors
+            head = build_head(self.settings, num_features, len(class_names), vectors)
+            model = Classifier(backbone, head, self.settings.drop_rate, feature_map)
         if self.settings.weights is not None:
             self.load_weights(model)
         return model
+
+    def read_word_vectors(self, class_names: Sequence[str]) -> WordVectors | None:
+        """The vectors of the classes from the file `model.word_vectors`, None without one."""
+        path = self.settings.word_vectors
+        return None if path is None else read_word_vectors(path, class_names)
+
+    @cached_property
+    def head_options(self) -> dict[str, Any]:
+        """The settings of the chosen head as plain values, with what a file of word vectors decides: they
+        build it without the file.
+        """
+        section = self.settings.head_section()
+        options = {} if section is None else section.model_dump(mode="json")
+        if self.settings.word_vectors is not None:
+            options["label_dimensions"] = count_dimensions(self.settings.word_vectors)
+        return options
 
     def load_weights(self, model: nn.Module) -> LoadReport:
         """Put the file `model.weights` into the backbone; CheckpointError where it is of another."""
@@ -70,7 +98,14 @@ class ModelFactory:
             model.backbone, self.settings.weights, _classifier_of(self.settings.name)
         )
 
+    def _without_pooling(self, backbone: nn.Module, num_features: int) -> FeatureMap:
+        if isinstance(backbone, SqueezeNetBackbone):
+            backbone.pooled = False
+            return FeatureMap(self.settings.name, num_features)
+        return without_pooling(backbone, self.settings.name, num_features)
+
     def _backbone(self) -> tuple[nn.Module, int]:
+        """The backbone with its pooling, and how many features it gives."""
         settings = self.settings
         if settings.name in SQUEEZENET_NAMES:
             if settings.options:
@@ -101,7 +136,8 @@ def make_factory(settings: ModelConfig, builder: ModelBuilder | None = None) -> 
     """The factory for the settings; a `module:function` name is imported here, and must be callable."""
     if builder is None and ":" in settings.name:
         builder = import_builder(settings.name)
-    useless = [name for name in ("weights", "pretrained", "options", "drop_rate") if getattr(settings, name)]
+    default = ModelConfig()
+    useless = [name for name in OF_COTERIE if getattr(settings, name) != getattr(default, name)]
     if builder is not None and useless:
         raise ConfigError(f"model.{useless[0]} does not reach your own model; do that in its builder")
     return ModelFactory(settings, builder)

@@ -9,12 +9,16 @@ NUM_FEATURES = 512
 
 
 class SqueezeNetBackbone(nn.Module):
-    """Images [B, 3, H, W] -> pooled features [B, 512]; state-dict keys are torchvision's `features.*`."""
+    """Images [B, 3, H, W] -> features [B, 512], or [B, 512, H / 16, W / 16] where they are not `pooled`.
+
+    State-dict keys are torchvision's `features.*`.
+    """
 
     def __init__(self, pretrained: bool = False) -> None:
         super().__init__()
         self.features = squeezenet1_1(weights="DEFAULT" if pretrained else None).features
+        self.pooled = True
 
     def forward(self, images: Tensor) -> Tensor:
         features: Tensor = self.features(images)
-        return features.mean(dim=(2, 3))
+        return features.mean(dim=(2, 3)) if self.pooled else features
