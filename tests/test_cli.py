@@ -24,6 +24,7 @@ from coterie.cli import main
 from coterie.config import load_config
 from coterie.metrics import multilabel_metrics
 from coterie.pipeline import Run
+from coterie.recipe import recipe_names
 from coterie.runfolder import RunFolder
 from coterie.trainer import Trainer
 from tests.tiny import CLASS_NAMES, RUN_WORDS, SIDE, Net, change_line, make_dataset, write_table
@@ -100,7 +101,29 @@ def test_wrong_usage_has_a_status_of_its_own(coterie_command: Command) -> None:
 
 def test_settings_and_recipes_are_listed(coterie_command: Command) -> None:
     assert "train.epochs" in coterie_command("settings").output
-    assert "demo" in coterie_command("recipes").output.splitlines()
+    lines = coterie_command("recipes").output.splitlines()
+    assert [line.split()[0] for line in lines] == recipe_names()
+    (demo,) = [line for line in lines if line.startswith("demo ")]
+    assert demo.endswith("  The built-in scenes on a CPU in a few minutes: `make demo`")
+
+
+def test_a_recipe_is_copied_and_nothing_is_overwritten(
+    coterie_command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert coterie_command("recipes", "copy", "demo").output == (
+        "written to demo.yaml; `coterie run recipe=demo.yaml` runs it\n"
+    )
+    assert load_config(["recipe=demo.yaml"]) == load_config(["recipe=demo"])
+    Path("demo.yaml").write_text("k: 3\n")
+    assert_refused(coterie_command("recipes", "copy", "demo"), "demo.yaml is there already", "another file")
+    assert Path("demo.yaml").read_text() == "k: 3\n"
+    assert coterie_command("recipes", "copy", "coco-r101-448", "mine/own.yaml").status == 0
+    assert load_config(["recipe=mine/own.yaml"]).model.name == "resnet101.tv_in1k"
+    outcome = coterie_command("recipes", "copy", "demo", "own.txt")
+    assert_refused(outcome, "a file whose name ends in .yaml, got own.txt")
+    assert_refused(coterie_command("recipes", "copy", "dmo"), "no recipe 'dmo'; did you mean 'demo'?")
+    assert coterie_command("recipes", "copy").status == 2
 
 
 def test_help_and_partitions_do_not_wait_for_torch() -> None:
@@ -224,6 +247,14 @@ def test_bad_data_is_one_message(
         ("model=tests.tiny:Nett", ("no function 'Nett'", "did you mean 'Net'")),
         ("data=missing/labels.csv", ("missing/labels.csv is not there",)),
         ("recipe=demmo", ("no recipe 'demmo'", "did you mean 'demo'")),
+        ("model.head=csar", ("setting 'model.head' must be 'linear', 'csra'", "got 'csar'")),
+        ("model.head=csra", ("model.head does not reach your own model",)),
+        ("model={name: test_resnet, head: csra, csra: {H: 4}}", ("no setting 'model.csra.H'",)),
+        ("model={name: crossvit_tiny_240, head: csra}", ("crossvit_tiny_240 has no feature map", "=linear")),
+        (
+            "model={name: test_resnet, head: transformer, word_vectors: missing.npz}",
+            ("word vectors missing.npz are not there",),
+        ),
         (
             "data.class_names=[red, green, blue, stripe]",
             ("'stripes'", "is not one of the 4 classes", "did you mean 'stripe'?"),

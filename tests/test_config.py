@@ -18,10 +18,14 @@ from coterie.config import (
     describe_settings,
     load_config,
     read_config,
-    recipe_names,
     setting_names,
 )
 from coterie.errors import ConfigError
+from coterie.recipe import recipe_names
+
+TEMPERATURES = (
+    "setting 'model.csra.temperatures' must be a list of numbers above 0 and 'max', such as [1, 2, 4, max]"
+)
 
 
 def message(*words: str, **settings: Any) -> str:
@@ -45,6 +49,12 @@ def message(*words: str, **settings: Any) -> str:
         ("data.path=x", "there is no setting 'data.path'; see `coterie settings` for all of them"),
         ("train.lr.x=3", "there is no setting 'train.lr.x'; see `coterie settings` for all of them"),
         ("train={epoch: 3}", "there is no setting 'train.epoch'; did you mean 'train.epochs'?"),
+        ("model.csra.weigth=3", "there is no setting 'model.csra.weigth'; did you mean 'model.csra.weight'?"),
+        (
+            "model.ml_decoder.group=3",
+            "there is no setting 'model.ml_decoder.group'; did you mean 'model.ml_decoder.groups'?",
+        ),
+        ("model.csar.weight=3", "there is no setting 'model.csar.weight'; did you mean 'model.csra.weight'?"),
     ],
 )
 def test_an_unknown_key_is_named_with_the_nearest_right_one(word: str, expected: str) -> None:
@@ -73,6 +83,11 @@ def test_an_unknown_key_is_named_with_the_nearest_right_one(word: str, expected:
         ("model.mean=.5", "setting 'model.mean' must be three numbers, got 0.5"),
         ("model.mean=[0,0,124]", "setting 'model.mean' must be less than or equal to 1, got 124"),
         ("model.std=[0,1,1]", "setting 'model.std' must be greater than 0, got 0"),
+        ("model.csra.temperatures=[0]", f"{TEMPERATURES}, got [0]"),
+        ("model.csra.temperatures=[]", f"{TEMPERATURES}, got []"),
+        ("model.csra.temperatures=max", f"{TEMPERATURES}, got 'max'"),
+        ("model.csra.temperatures=[1, best]", f'{TEMPERATURES}, got [1, "best"]'),
+        ("model.csra.temperatures=[true]", f"{TEMPERATURES}, got [true]"),
         ("train.lr=[", "the value of 'train.lr' cannot be read: ["),
         ("train.lr=2024-13-45", "the value of 'train.lr' cannot be read: 2024-13-45"),
         ("epochs", "'epochs' is not a setting; write it as key=value, such as train.epochs=20"),
@@ -109,6 +124,25 @@ def test_all_wrong_settings_are_told_together() -> None:
 def test_pretrained_and_a_weights_file_exclude_each_other() -> None:
     expected = "choose one of model.pretrained=true and model.weights=FILE"
     assert message("model.pretrained=true", "model.weights=a.pt") == expected
+
+
+def test_an_unknown_head_is_told_with_those_there_are() -> None:
+    heads = "'linear', 'csra', 'ml-decoder', 'query2label' or 'transformer'"
+    assert message("model.head=csar") == f"setting 'model.head' must be {heads}, got 'csar'"
+
+
+def test_a_setting_of_another_head_is_an_error_since_it_would_change_nothing() -> None:
+    assert message("model.csra.weight=0.2") == "model.csra needs model.head=csra, and that is 'linear'"
+    assert message("model.head=csra", "model.ml_decoder.groups=3") == (
+        "model.ml_decoder needs model.head=ml-decoder, and that is 'csra'"
+    )
+    assert message("model.head=query2label", "model.word_vectors=words.npz") == (
+        "model.word_vectors needs model.head=transformer, and that is 'query2label'"
+    )
+    config = load_config(["model.head=csra", "model.csra.temperatures=[1, 2.5, max]"])
+    assert list(config.model.csra.temperatures) == [1, 2.5, "max"]
+    assert config.model.head_section() == config.model.csra
+    assert load_config([]).model.head_section() is None
 
 
 @pytest.mark.parametrize("name", sorted(RESERVED_OPTIONS))
@@ -231,8 +265,10 @@ def test_a_recipe_file_that_is_no_settings_is_named(tmp_path: Path, content: str
 
 
 def test_a_recipe_that_is_not_there_is_told_with_those_that_are(tmp_path: Path) -> None:
-    assert message("recipe=dmo").startswith("there is no recipe 'dmo'; did you mean 'demo'? The recipes are ")
-    assert message("recipe=").startswith("there is no recipe ''. The recipes are ")
+    assert message("recipe=dmo").startswith(
+        "there is no recipe 'dmo'; did you mean 'demo'? `coterie recipes`"
+    )
+    assert message("recipe=").startswith("there is no recipe ''. `coterie recipes` lists")
     assert message(f"recipe={tmp_path / 'no.yml'}") == f"config file {tmp_path / 'no.yml'} is not there"
 
 
@@ -284,7 +320,7 @@ def test_every_setting_is_described_with_its_default() -> None:
         for part in key.split("."):
             expected = getattr(expected, part)
         assert not isinstance(expected, BaseModel)
-        assert value == expected, key
+        assert value == (list(expected) if isinstance(expected, tuple) else expected), key
 
 
 def test_the_run_folder_is_named_by_data_model_k_and_seed() -> None:
@@ -294,6 +330,11 @@ def test_the_run_folder_is_named_by_data_model_k_and_seed() -> None:
     assert config.run_folder() == Path("runs/photos-birds-vit_tiny_patch16_224.augreg_in21k-k3-s7")
     assert load_config(["model=my.module:build"]).run_folder() == Path("runs/scenes-my.module-build-k5-s0")
     assert load_config(["out=x"]).run_folder() == Path("x")
+
+
+def test_the_run_folder_tells_heads_and_image_sizes_apart() -> None:
+    words = ["model=resnet18", "model.head=csra", "model.image_size=96"]
+    assert load_config(words).run_folder() == Path("runs/scenes-resnet18-csra-96-k5-s0")
 
 
 @pytest.mark.parametrize(

@@ -102,6 +102,19 @@ def test_validation_is_measured_on_the_columns_of_the_task(tmp_path: Path) -> No
     assert make_trainer(tmp_path, dataset=dataset, task=task).run().best_map is None
 
 
+def test_a_loss_summed_over_the_batch_has_the_gradient_of_the_mean_times_its_images(tmp_path: Path) -> None:
+    gradients, losses = {}, {}
+    for reduction in ("mean", "sum"):
+        trainer = make_trainer(tmp_path / reduction, reduction=reduction, grad_clip=None)
+        torch.manual_seed(0)
+        losses[reduction] = trainer._step(next(iter(trainer.data.training.epoch(0))), 1)["loss"]
+        gradients[reduction] = [parameter.grad for parameter in trainer.task.model.parameters()]
+    for mean, summed in zip(gradients["mean"], gradients["sum"], strict=True):
+        assert mean is not None
+        torch.testing.assert_close(summed, 8 * mean)
+    assert losses["mean"] == losses["sum"]
+
+
 def test_the_averaged_weights_start_as_a_copy_and_follow(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, ema=0.9)
     start = copied(trainer.task.model.state_dict())

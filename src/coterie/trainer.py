@@ -192,7 +192,9 @@ class Trainer:
         images = to_images(batch.pixels, self.data.preprocessing, self.fabric, self.memory_format)
         outputs: dict[str, Tensor] = self.wrapped(images, batch.targets.to(self.fabric.device))
         self.optimizer.zero_grad(set_to_none=True)
-        self.fabric.backward(outputs["loss"])
+        # every loss is a mean over images; the log has it so either way
+        scale = len(batch.indices) if self.settings.reduction == "sum" else 1
+        self.fabric.backward(outputs["loss"] * scale)
         if self.settings.grad_clip is not None:
             # under fp16 the scaler skips a step whose gradients are not finite
             self.fabric.clip_gradients(
