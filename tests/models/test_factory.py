@@ -289,7 +289,7 @@ def test_pretrained_weights_without_a_network_are_one_clear_error(
         build("ant", pretrained=True)
     assert str(caught.value) == (
         f"the pretrained weights of test_resnet cannot be had: {reason}. "
-        "Check the network, or give a file with model.weights=FILE"
+        "Check the network, or give a file with model.pretrained=false model.weights=FILE"
     )
 
 

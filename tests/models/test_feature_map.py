@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import timm
@@ -119,6 +122,18 @@ def test_weights_of_a_linear_model_fit_the_backbone_without_pooling() -> None:
     for name in ("test_resnet", "test_vit", "test_convnext", "squeezenet1_1"):
         pooled, unpooled = (built(name, head=head).backbone for head in ("linear", "csra"))
         assert pooled.state_dict().keys() == unpooled.state_dict().keys()
+
+
+def test_weights_of_pooling_are_left_out_with_the_pooling(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"global_pool": "map", "num_heads": 4}
+    torch.save(timm.create_model("test_vit", num_classes=0, **options).state_dict(), tmp_path / "vit.pt")
+    given = {"name": "test_vit", "image_size": 160, "options": options, "weights": tmp_path / "vit.pt"}
+    factory = ModelFactory(ModelConfig.model_validate(given | {"head": "csra"}))
+    report = factory.load_weights(factory.build(["ant"]))
+    assert report.left_out
+    assert all(key.startswith("attn_pool.") for key in report.left_out)
+    linear = ModelFactory(ModelConfig.model_validate(given))
+    assert linear.load_weights(linear.build(["ant"])).left_out == ()
 
 
 def test_every_parameter_of_a_backbone_without_pooling_is_trained() -> None:

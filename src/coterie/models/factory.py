@@ -34,6 +34,8 @@ SQUEEZENET_NAMES = ("squeezenet", "squeezenet1_1")
 DEFAULT_IMAGE_SIZE = 224
 # The settings that build a model of coterie; a user's own is built by its builder.
 OF_COTERIE = ("weights", "pretrained", "options", "drop_rate", "head", "word_vectors")
+# What timm calls pooling that has weights; heads on the feature map are in its place.
+ATTENTION_POOL = "attn_pool"
 # What timm's constructors raise on arguments that do not fit.
 BUILD_ERRORS = (TypeError, KeyError, ValueError, AssertionError, AttributeError, RuntimeError)
 
@@ -94,9 +96,10 @@ class ModelFactory:
             raise ConfigError(
                 "model.weights works with the models that coterie builds; load yours in its builder"
             )
-        return load_backbone_weights(
-            model.backbone, self.settings.weights, _classifier_of(self.settings.name)
-        )
+        left_out = _classifier_of(self.settings.name)
+        if model.feature_map is not None:
+            left_out += (ATTENTION_POOL,)
+        return load_backbone_weights(model.backbone, self.settings.weights, left_out)
 
     def _without_pooling(self, backbone: nn.Module, num_features: int) -> FeatureMap:
         if isinstance(backbone, SqueezeNetBackbone):
@@ -234,5 +237,5 @@ def _downloading(settings: ModelConfig, build: Callable[[], nn.Module]) -> nn.Mo
         reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
         raise CheckpointError(
             f"the pretrained weights of {settings.name} cannot be had: {reason}. "
-            "Check the network, or give a file with model.weights=FILE"
+            "Check the network, or give a file with model.pretrained=false model.weights=FILE"
         ) from None
