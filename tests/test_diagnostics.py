@@ -200,7 +200,7 @@ def plain_adjusted_rand(one: list[int], other: list[int]) -> float:
     both = sum(a and b for a, b in together)
     first, second = (sum(column) for column in zip(*together, strict=True))
     expected = first * second / len(pairs)
-    return (both - expected) / ((first + second) / 2 - expected)
+    return float((both - expected) / ((first + second) / 2 - expected))
 
 
 def test_agreement_is_the_adjusted_rand_index_over_all_two_partitions() -> None:

@@ -90,9 +90,7 @@ class Ablation:
         """RunError that names every run that failed, where there is one."""
         if self.failures:
             reasons = "\n".join(map(str, self.failures))
-            raise RunError(
-                f"{len(self.failures)} runs of the ablation failed; the others are done:\n{reasons}"
-            )
+            raise RunError(f"some rows failed, and the others are done:\n{reasons}")
 
     @property
     def splits(self) -> list[str]:
