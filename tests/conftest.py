@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -34,4 +35,4 @@ def run_copy(finished_run: Run, tmp_path: Path) -> Run:
     """The finished run in a folder of its own."""
     copied = Path(shutil.copytree(finished_run.folder, tmp_path / "run"))
     config = finished_run.config.model_copy(update={"out": copied})
-    return Run(copied, config, finished_run.metrics, finished_run.builder)
+    return replace(finished_run, folder=copied, config=config)

@@ -81,7 +81,7 @@ def assert_refused(outcome: Outcome, *parts: str, status: int = 1) -> None:
 def test_help_names_the_commands(coterie_command: Command) -> None:
     outcome = coterie_command("--help")
     assert outcome.status == 0
-    for name in ("run", "partition", "evaluate", "predict", "recipes", "settings"):
+    for name in ("run", "ablate", "partition", "diagnose", "evaluate", "predict", "recipes", "settings"):
         assert f" {name} " in outcome.output
 
 
@@ -186,6 +186,28 @@ def test_partitions_are_shown_and_written(coterie_command: Command, table: Path,
     for branch in ("co-occurrence", "dis-occurrence"):
         content = json.loads((tmp_path / "groups" / f"{branch}.json").read_text())
         assert sorted(name for group in content["groups"] for name in group) == sorted(CLASS_NAMES)
+
+
+def test_partitions_come_with_what_they_do_and_how_far_seeds_agree(
+    coterie_command: Command, table: Path
+) -> None:
+    words = ("partition", *RUN_WORDS, f"data={table}", "seed=5")
+    output = " ".join(coterie_command(*words).output.split())
+    assert "% of the co-occurrence inside groups" in output
+    assert output.count("agreement of seeds 5, 6, 7: adjusted Rand index ") == 2
+    assert "agreement" not in coterie_command(*words, "--repeats", 1).output
+    random = " ".join(coterie_command(*words, "partition.random=true", "--repeats", 2).output.split())
+    assert "co-occurrence (random groups): normalized cut" in random
+    assert "agreement of seeds 5, 6: adjusted Rand index" in random
+    assert coterie_command(*words, "--repeats", 0).status == 2
+
+
+def test_a_run_takes_and_fills_a_store(coterie_command: Command, table: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    coterie_command(*run_words(table, tmp_path / "one"), "--store", store)
+    outcome = coterie_command(*run_words(table, tmp_path / "two", "distill.w=0.9"), "--store", store)
+    assert outcome.status == 0
+    assert outcome.output.count(f"taken from {store}, val mAP") == 5
 
 
 # run: bad input
@@ -385,6 +407,136 @@ def test_as_a_program_it_prints_the_message_and_exits_with_one(table: Path) -> N
     finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert_refused(Outcome(finished.returncode, finished.stdout, finished.stderr), "'003.png'")
     assert finished.stdout == ""
+
+
+# diagnose
+
+
+def test_diagnose_shows_the_groups_and_the_leaning_of_a_run(
+    coterie_command: Command, finished_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    outcome = coterie_command("diagnose", finished_run.folder, "--split", "test", "--pairs", 1)
+    assert outcome.status == 0
+    lines = [" ".join(line.split()) for line in outcome.output.splitlines()]
+    text = " ".join(lines)
+    assert "co-occurrence (normalized-cut): normalized cut" in text
+    assert text.count("agreement of seeds 0, 1, 2: adjusted Rand index") == 2
+    leaning = finished_run.leaning["test"]
+    for model in ("baseline", "all teachers", "student"):
+        means = [leaning[model][what] for what in ("recall", "false_positives")]
+        cells = [
+            f"{mean['with']:.1f} {mean['without']:.1f} {mean['difference']:+.1f} {mean['pairs']}"
+            for mean in means
+        ]
+        assert f"{model} {' '.join(cells)}" in lines
+    pair = json.loads((finished_run.folder / "leaning.json").read_text())["pairs"][0]
+    rates = leaning["student"]["each"][0].values()
+    cells = [f"{rate['percent']:.1f} of {rate['of']}" for rate in rates]
+    assert f"{pair['label']} {pair['companion']} student {' '.join(cells)}" in lines
+    assert "val: leaning" not in text
+    whole = coterie_command("diagnose", finished_run.folder).output
+    assert [whole.count(f"{split}: leaning") for split in ("val", "test", "test_shifted")] == [1, 1, 1]
+
+
+def test_diagnose_refuses_what_it_cannot_show(
+    coterie_command: Command, run_copy: Run, tmp_path: Path
+) -> None:
+    none = coterie_command("diagnose", tmp_path / "none")
+    assert_refused(none, f"there is no measured run at {tmp_path / 'none'}", "`coterie run`, given again")
+    exam = coterie_command("diagnose", run_copy.folder, "--split", "tset")
+    assert_refused(exam, "was not measured on split 'tset'; did you mean 'test'?")
+    leaning = run_copy.folder / "leaning.json"
+    for content in ("{half", "[]", '{"schema_version": 99}'):
+        leaning.write_text(content)
+        assert_refused(coterie_command("diagnose", run_copy.folder), "leaning.json", "delete it")
+    leaning.unlink()
+    assert_refused(coterie_command("diagnose", run_copy.folder), "leaning.json is not there")
+
+
+# ablate
+
+
+def ablate_words(table: Path, out: Path, *options: object) -> list[object]:
+    return ["ablate", *RUN_WORDS, f"data={table}", "--out", out, *options]
+
+
+def test_ablate_takes_lists_of_values_and_prints_the_plan(
+    coterie_command: Command, table: Path, tmp_path: Path
+) -> None:
+    options = ("--rows", "cgp", "psd", "--a", "0.1", "0.9", "--k", "3", "--seeds", "4", "7", "--plan")
+    for words in (
+        ablate_words(table, tmp_path / "ablation", *options),
+        ["ablate", *options, *RUN_WORDS, f"data={table}", "--out", tmp_path / "ablation"],
+    ):
+        outcome = coterie_command(*words)
+        assert outcome.status == 0, outcome.error
+        firsts = [line.split()[0] for line in outcome.output.splitlines() if line.strip()]
+        rows = ["baseline", "cgp", "psd", "a-0.1", "a-0.9", "k-3"]
+        assert [word for word in firsts if word in rows] == rows
+        assert not any(word.startswith("w-") for word in firsts)
+        assert "seeds 4, 7: " in outcome.output
+        assert not (tmp_path / "ablation").exists()
+    repeated = coterie_command(*ablate_words(table, tmp_path, "--seeds", 4, "--seeds", 7, "--plan"))
+    assert "seeds 4, 7: " in repeated.output
+
+
+def test_ablate_ends_in_a_table_and_writes_the_report(
+    coterie_command: Command, table: Path, tmp_path: Path
+) -> None:
+    own = tmp_path / "rows.yaml"
+    own.write_text("flat: [augment.cutout=0]\n")
+    words = ablate_words(
+        table, tmp_path / "out", "--rows", "cgp", "flat", "--rows-file", own, "--seeds", "0", "1"
+    )
+    outcome = coterie_command(*words)
+    assert outcome.status == 0, outcome.error
+    content = json.loads((tmp_path / "out" / "ablation.json").read_text())
+    assert [row["name"] for row in content["rows"]] == ["baseline", "cgp", "flat"]
+    (cgp,) = [each for each in content["summary"] if each["row"] == "cgp" and each["split"] == "test"]
+    shown = f"{cgp['mAP']:.2f} ± {cgp['mAP_sd']:.2f} {cgp['difference']:+.2f} ± {cgp['difference_sd']:.2f}"
+    lines = [" ".join(line.split()) for line in outcome.output.splitlines()]
+    assert any(line.startswith(f"cgp {shown}") for line in lines)
+    for suffix in ("md", "csv", "png"):
+        assert (tmp_path / "out" / f"ablation.{suffix}").stat().st_size > 0
+    again = coterie_command(*words)
+    assert again.output.count("taken from") == again.output.count("images/s") == 0
+
+
+def test_ablate_exits_with_one_where_a_row_failed(
+    coterie_command: Command, table: Path, tmp_path: Path
+) -> None:
+    own = tmp_path / "rows.yaml"
+    own.write_text("nan: [student.lr=1e30]\n")
+    words = ablate_words(table, tmp_path / "out", "--rows", "nan", "cgp", "--rows-file", own, "--seeds", "0")
+    outcome = coterie_command(*words)
+    assert_refused(outcome, "some rows failed, and the others are done", "nan at seed 0: the ")
+    assert " cgp " in outcome.output
+
+
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        (("--rows", "cpg"), ("no row 'cpg'", "did you mean 'cgp'")),
+        (("--k", "9"), ("row 'k-9'", "9", "4 classes")),
+        (("--a", "2"), ("row 'a-2'", "setting 'distill.a'")),
+        (("--seeds", "1", "1"), ("seed 1 stands twice",)),
+        (("--rows-file", "none.yaml"), ("none.yaml is not there",)),
+        (("trains.epochs=3",), ("no setting 'trains.epochs'", "did you mean 'train.epochs'")),
+    ],
+)
+def test_ablate_refuses_bad_words_before_it_begins(
+    coterie_command: Command, table: Path, tmp_path: Path, options: tuple[str, ...], parts: tuple[str, ...]
+) -> None:
+    assert_refused(coterie_command(*ablate_words(table, tmp_path / "out", *options)), *parts)
+    assert not (tmp_path / "out").exists()
+
+
+def test_ablate_with_a_value_that_is_no_number_is_wrong_usage(
+    coterie_command: Command, table: Path, tmp_path: Path
+) -> None:
+    for options in (("--seeds", "zero"), ("--seeds", "-1"), ("--a", "half"), ("--rows",)):
+        assert coterie_command(*ablate_words(table, tmp_path / "out", *options)).status == 2
 
 
 # evaluate

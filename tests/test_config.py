@@ -285,10 +285,10 @@ def test_every_shipped_recipe_is_valid(name: str) -> None:
 def test_changed_settings_are_shown_as_they_are_written() -> None:
     new = load_config(["data=x.csv", "student.lr=1e-5", "student.ema=null", "augment.randaugment=no"])
     assert changed_settings(Config(), new) == [
-        "data.source: scenes -> x.csv",
-        "augment.randaugment: true -> false",
-        "student.lr: 0.001 -> 1e-05",
-        "student.ema: 0.9997 -> null",
+        ("data.source", "scenes", "x.csv"),
+        ("augment.randaugment", "true", "false"),
+        ("student.lr", "0.001", "1e-05"),
+        ("student.ema", "0.9997", "null"),
     ]
     assert changed_settings(new, new) == []
 
@@ -296,13 +296,13 @@ def test_changed_settings_are_shown_as_they_are_written() -> None:
 def test_a_change_of_train_is_shown_once_and_not_for_the_roles_that_follow_it() -> None:
     old = load_config(["student.epochs=9"])
     assert changed_settings(old, load_config(["train.epochs=3", "student.epochs=9"])) == [
-        "train.epochs: 40 -> 3"
+        ("train.epochs", "40", "3")
     ]
     assert changed_settings(old, load_config(["train.epochs=3"])) == [
-        "train.epochs: 40 -> 3",
-        "student.epochs: 9 -> 3",
+        ("train.epochs", "40", "3"),
+        ("student.epochs", "9", "3"),
     ]
-    assert changed_settings(old, Config()) == ["student.epochs: 9 -> 40"]
+    assert changed_settings(old, Config()) == [("student.epochs", "9", "40")]
 
 
 def test_every_setting_is_described_with_its_default() -> None:

@@ -17,6 +17,7 @@ from packaging.utils import canonicalize_name
 from PIL import Image
 
 import coterie
+from coterie.ablation.rows import CONTROLS, SWEEPS, read_rows, row_config
 from coterie.cli import app
 from coterie.config import Config, load_config
 
@@ -30,7 +31,7 @@ NAMED_PATH = re.compile(
     r"`((?:[\w.-]+/)*[\w.-]+\.(?:py|md|txt|toml|yml|yaml)|(?:src|tests|docs|benchmarks)(?:/\w+)*)`"
 )
 # Files of a run or of a person, not of the repository.
-NOT_OURS = {"config.yaml", "FILE.yaml"}
+NOT_OURS = {"config.yaml", "FILE.yaml", "ablation.md"}
 PLACEHOLDERS = {"key=value", "recipe=FILE.yaml"}
 COMMANDS: Any = typer.main.get_command(app)
 
@@ -141,6 +142,23 @@ def test_links_and_paths_in_a_document_lead_somewhere(document: str) -> None:
     for path in NAMED_PATH.findall(prose):
         places = (ROOT / path, ROOT / "src" / "coterie" / path, ROOT / "src" / "coterie" / "data" / path)
         assert path in NOT_OURS or any(place.exists() for place in places), f"{document} names {path}"
+
+
+def test_the_rows_of_an_ablation_are_described() -> None:
+    table = re.findall(r"^\| (`[^|]*`) \|", text_of("docs/ablation.md"), re.MULTILINE)
+
+    described = [name for cell in table for name in re.findall(r"`([^`]+)`", cell)]
+
+    assert described == [row.name for row in CONTROLS] + list(SWEEPS)
+
+
+@pytest.mark.parametrize("rows", blocks("docs/ablation.md", "yaml"))
+def test_own_rows_in_the_documents_can_be_read(rows: str, tmp_path: Path) -> None:
+    path = tmp_path / "rows.yaml"
+    path.write_text(rows)
+
+    for row in read_rows(path):
+        row_config(row, Config())
 
 
 def test_the_architecture_names_every_module() -> None:

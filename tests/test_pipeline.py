@@ -23,6 +23,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
+import coterie.pipeline
 import coterie.preflight
 import coterie.training
 from coterie.api import fit
@@ -32,10 +33,20 @@ from coterie.data.check import check_images
 from coterie.data.dataset import MultiLabelDataset
 from coterie.data.loading import ResizedImages, plain_batches
 from coterie.data.reading import read_dataset
+from coterie.diagnostics import (
+    DIAGNOSTICS_FILE,
+    LEANING_FILE,
+    PARTITIONS,
+    companion_rates,
+    describe_pairs,
+    leaning_summary,
+    strongest_pairs,
+)
 from coterie.errors import ConfigError, DataError, PartitionError, RunError
 from coterie.files import atomic_write
 from coterie.metrics import multilabel_metrics
 from coterie.pipeline import Run, run
+from coterie.preparation import diagnose_partitions, make_partitions, training_graph
 from coterie.runfolder import METRICS_FILE, RunFolder
 from coterie.trainer import Trainer, predict_logits
 from tests.tiny import (
@@ -103,6 +114,57 @@ def test_every_model_is_measured_on_every_split(finished_run: Run) -> None:
         assert list(models) == ["baseline", "CGP teachers", "DGP teachers", "all teachers", "student"]
 
 
+def test_the_leaning_of_every_model_is_kept_beside_its_metrics(finished_run: Run) -> None:
+    content = json.loads((finished_run.folder / LEANING_FILE).read_text())
+    assert content["splits"] == finished_run.leaning
+    assert {split: list(models) for split, models in finished_run.leaning.items()} == {
+        split: list(models) for split, models in finished_run.metrics.items()
+    }
+    dataset = read_dataset(finished_run.config.data)
+    pairs = strongest_pairs(training_graph(dataset))
+    assert content["pairs"] == describe_pairs(pairs, dataset.class_names)
+    assert pairs
+    shifted = dataset.subset(dataset.indices("test_shifted"))
+    scores = finished_run.student.scores([shifted.load_image(number) for number in range(len(shifted))])
+    expected = leaning_summary(companion_rates(scores, shifted.targets, pairs))
+    assert finished_run.leaning["test_shifted"]["student"] == expected
+
+
+def test_what_the_groups_do_is_kept_beside_them(finished_run: Run) -> None:
+    content = json.loads((finished_run.folder / PARTITIONS / DIAGNOSTICS_FILE).read_text())
+    dataset = read_dataset(finished_run.config.data)
+    partitions = make_partitions(finished_run.config, dataset)
+    expected = diagnose_partitions(finished_run.config, dataset, partitions)
+    assert content["branches"] == json.loads(json.dumps(expected))
+    for kind, partition in partitions.items():
+        groups = content["branches"][kind]["groups"]
+        assert [tuple(group["names"]) for group in groups] == list(partition.group_names)
+
+
+def test_the_diagnostics_of_the_groups_are_made_once_for_each_setting(
+    run_copy: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Config] = []
+
+    def diagnose(config: Config, *arguments: Any) -> Any:
+        made.append(config)
+        return diagnose_partitions(config, *arguments)
+
+    monkeypatch.setattr(coterie.pipeline, "diagnose_partitions", diagnose)
+    run(run_copy.config)
+    assert made == []
+    run(config_of(run_copy, "partition.root=1"), update=True)
+    assert len(made) == 1
+
+
+def test_leaning_that_cannot_be_read_is_measured_again(run_copy: Run, trained: list[str]) -> None:
+    (run_copy.folder / LEANING_FILE).write_text('{"key": ')
+    again = run(run_copy.config)
+    assert again.leaning == run_copy.leaning
+    assert again.metrics == run_copy.metrics
+    assert trained == []
+
+
 def test_the_teachers_rows_are_the_metrics_of_their_joined_logits(finished_run: Run) -> None:
     dataset = read_dataset(finished_run.config.data)
     test = dataset.indices("test")
@@ -158,11 +220,8 @@ def test_a_change_of_k_keeps_the_teachers_that_are_gone_in_the_archive(
     run_copy: Run, trained: list[str]
 ) -> None:
     run(config_of(run_copy, "k=1"), update=True)
-    assert trained == ["teachers/co-occurrence-0", "teachers/dis-occurrence-0", "student"]
-    assert sorted(entry.name for entry in (run_copy.folder / "teachers").iterdir()) == [
-        "co-occurrence-0",
-        "dis-occurrence-0",
-    ]
+    assert trained == ["teachers/co-occurrence-0", "student"]
+    assert [entry.name for entry in (run_copy.folder / "teachers").iterdir()] == ["co-occurrence-0"]
     assert len(list((run_copy.folder / "archive").iterdir())) == 5
 
 
@@ -233,6 +292,81 @@ def test_the_teachers_of_a_branch_are_measured_when_all_of_them_are_done(
     assert one_branch["val"]["CGP teachers"] == finished_run.metrics["val"]["CGP teachers"]
 
 
+def test_of_the_models_there_are_the_chosen_ones_are_measured(run_copy: Run, trained: list[str]) -> None:
+    chosen = run(run_copy.config, models=["student", "CGP teachers"])
+    assert trained == []
+    for split, models in run_copy.metrics.items():
+        assert chosen.metrics[split] == {name: models[name] for name in ("CGP teachers", "student")}
+    assert run(run_copy.config).metrics == run_copy.metrics
+
+
+def test_a_run_takes_from_a_store_what_it_would_train_and_puts_the_rest_there(
+    finished_run: Run, tmp_path: Path, trained: list[str]
+) -> None:
+    store = tmp_path / "store"
+    first = run(config_of(finished_run, f"out={tmp_path / 'first'}"), store=store)
+    assert trained == TRAININGS
+    assert first.metrics == finished_run.metrics
+    trained.clear()
+    other = run(config_of(finished_run, f"out={tmp_path / 'other'}", "distill.w=0.9"), store=store)
+    assert trained == ["student"]
+    for name in TRAININGS[:-1]:
+        weights = [made.folder / name / "model.safetensors" for made in (first, other)]
+        assert weights[0].read_bytes() == weights[1].read_bytes()
+        assert (other.folder / name / "log.jsonl").exists()
+        assert read_checkpoint(other.folder / name).config["distill"]["w"] == 0.9
+    trainings = [RunFolder(made.folder).trainings()[:-1] for made in (first, other)]
+    assert trainings[0] == trainings[1]
+    trained.clear()
+    third = run(
+        config_of(finished_run, f"out={tmp_path / 'third'}", "distill.w=0.9", "threshold=0.3"), store=store
+    )
+    assert trained == []
+    assert third.student.checkpoint.threshold == 0.3
+    assert third.metrics["test"]["student"]["mAP"] == other.metrics["test"]["student"]["mAP"]
+
+
+def test_a_finished_run_fills_a_store_without_training(
+    run_copy: Run, tmp_path: Path, trained: list[str]
+) -> None:
+    store = tmp_path / "store"
+    run(run_copy.config, store=store)
+    run(config_of(run_copy, f"out={tmp_path / 'other'}"), store=store)
+    assert trained == []
+
+
+def test_what_is_taken_from_a_store_replaces_a_training_of_other_settings(
+    run_copy: Run, tmp_path: Path, trained: list[str]
+) -> None:
+    store = tmp_path / "store"
+    config = config_of(run_copy, f"out={tmp_path / 'other'}", "distill.w=0.9")
+    other = run(config, store=store)
+    trained.clear()
+    new = run(config_of(run_copy, "distill.w=0.9"), update=True, store=store)
+    assert trained == []
+    assert new.metrics == other.metrics
+    assert [entry.name.split("-")[0] for entry in (run_copy.folder / "archive").iterdir()] == ["student"]
+
+
+def test_a_store_that_cannot_be_written_is_said_before_any_training(
+    finished_run: Run, tmp_path: Path, trained: list[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match=r"the store of trainings .* cannot be written"):
+        run(config_of(finished_run, f"out={tmp_path / 'run'}"), store=tmp_path / "file" / "store")
+    assert trained == []
+
+
+def test_groups_at_random_are_a_run_of_their_own(finished_run: Run, tmp_path: Path) -> None:
+    result = run(config_of(finished_run, "partition.random=true", f"out={tmp_path / 'run'}"))
+    for branch in ("co-occurrence", "dis-occurrence"):
+        partition = json.loads((result.folder / PARTITIONS / f"{branch}.json").read_text())
+        assert partition["kind"] == "random"
+        teachers = [t for t in RunFolder(result.folder).trainings() if t.branch == branch]
+        assert [list(teacher.class_names) for teacher in teachers] == partition["groups"]
+    assert list(result.metrics["test"]) == list(finished_run.metrics["test"])
+
+
 def test_a_model_of_other_settings_is_not_measured(run_copy: Run) -> None:
     config = config_of(run_copy, "train.epochs=1")
     assert list(run(config, only=["baseline"], update=True).metrics["val"]) == ["baseline"]
@@ -265,7 +399,8 @@ def test_with_all_weight_on_one_branch_the_other_is_not_trained(finished_run: Ru
 def test_one_group_is_plain_self_distillation(tmp_path: Path) -> None:
     result = fit(make_dataset(), sized(Net), out=tmp_path / "run", **RUN_SETTINGS | {"k": 1})
     teachers = [training for training in RunFolder(result.folder).trainings() if training.branch]
-    assert [training.class_names for training in teachers] == [CLASS_NAMES, CLASS_NAMES]
+    assert [training.class_names for training in teachers] == [CLASS_NAMES]
+    assert list(result.metrics["test"]) == ["baseline", "teacher", "student"]
 
 
 def test_more_groups_than_classes_are_refused_before_any_training(tmp_path: Path) -> None:

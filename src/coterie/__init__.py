@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from coterie.ablation import ablate
     from coterie.api import evaluate, fit
     from coterie.config import Config, load_config
     from coterie.data.dataset import MultiLabelDataset
@@ -27,6 +28,7 @@ __all__ = [
     "Predictor",
     "Run",
     "SceneSizes",
+    "ablate",
     "evaluate",
     "fit",
     "load_classifier",
@@ -40,6 +42,7 @@ __all__ = [
 
 # Names are imported when they are first used: torch takes seconds that `coterie --help` need not wait.
 _MODULES = {
+    "coterie.ablation": ("ablate",),
     "coterie.api": ("evaluate", "fit"),
     "coterie.config": ("Config", "load_config"),
     "coterie.data.dataset": ("MultiLabelDataset",),

@@ -75,10 +75,14 @@ def save_checkpoint(folder: Path, model: nn.Module, checkpoint: Checkpoint) -> C
         },
     )
     atomic_write(folder / WEIGHTS_FILE, weights)
-    atomic_write(
-        folder / INFO_FILE, json.dumps({"schema_version": SCHEMA_VERSION, **asdict(written)}, indent=1)
-    )
+    write_description(folder, written)
     return written
+
+
+def write_description(folder: Path, checkpoint: Checkpoint) -> None:
+    """Write what is known about the weights in `folder`, as it stands, and leave the weights alone."""
+    content = {"schema_version": SCHEMA_VERSION, **asdict(checkpoint)}
+    atomic_write(folder / INFO_FILE, json.dumps(content, indent=1))
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:

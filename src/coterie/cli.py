@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from coterie.errors import ConfigError, CoterieError, DataError, shortened
 
@@ -52,6 +52,27 @@ OwnModel = Annotated[
 ]
 
 
+class ListsOfValues(TyperCommand):
+    """A command whose options for several values take them in a row: `--seeds 0 1 2`.
+
+    A list ends at the next option, and at the next setting, which has a "=".
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        lists = {name for option in self.params if getattr(option, "multiple", False) for name in option.opts}
+        spread: list[str] = []
+        option = None
+        for position, word in enumerate(args):
+            if word.startswith("--"):
+                option = word if word in lists else None
+            elif "=" in word:
+                option = None
+            elif option is not None and args[position - 1] != option:
+                spread.append(option)
+            spread.append(word)
+        return super().parse_args(ctx, spread)
+
+
 class OutputFormat(StrEnum):
     TABLE = "table"
     CSV = "csv"
@@ -67,6 +88,12 @@ def run_command(
             "--update", help="Take up a folder of other settings and train anew what depends on the change."
         ),
     ] = False,
+    store: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of finished trainings that several runs share: taken from there, put there."
+        ),
+    ] = None,
 ) -> None:
     """Train the baseline, the teachers and the student, and print how they compare.
 
@@ -77,21 +104,81 @@ def run_command(
     from coterie.config import load_config
     from coterie.pipeline import run
 
-    run(load_config(words or ()), update=update, console=Console())
+    run(load_config(words or ()), update=update, store=store, console=Console())
+
+
+@app.command(cls=ListsOfValues)
+def ablate(
+    words: SettingWords = None,
+    rows: Annotated[
+        list[str] | None, typer.Option(metavar="NAME...", help="The rows of the table; by default all.")
+    ] = None,
+    seeds: Annotated[
+        list[int] | None,
+        typer.Option(metavar="N...", min=0, help="The seeds; by default three, from the setting seed on."),
+    ] = None,
+    a: Annotated[list[float] | None, typer.Option("--a", metavar="X...", help="Values of distill.a.")] = None,
+    w: Annotated[list[float] | None, typer.Option("--w", metavar="X...", help="Values of distill.w.")] = None,
+    k: Annotated[list[int] | None, typer.Option("--k", metavar="N...", help="Values of k.")] = None,
+    root: Annotated[
+        list[float] | None, typer.Option("--root", metavar="X...", help="Values of partition.root.")
+    ] = None,
+    rows_file: Annotated[
+        Path | None, typer.Option(help="YAML file with rows of your own, as in docs/ablation.md.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the ablation; by default that of the run and '-ablation'.")
+    ] = None,
+    store: Annotated[
+        Path | None, typer.Option(help="Folder of finished trainings to share; by default in the ablation's.")
+    ] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Print what is to be trained, and stop.")] = False,
+    update: Annotated[
+        bool,
+        typer.Option("--update", help="Take up a folder of other settings; train what the change touches."),
+    ] = False,
+) -> None:
+    """Compare what the parts of the method contribute, over several seeds.
+
+    Example: coterie ablate recipe=demo --rows baseline cgp dgp psd --seeds 0 1 2
+
+    A training that several rows need is done once. Given again, the same command goes on where it stopped.
+    """
+    from coterie.ablation import ablate, read_rows
+    from coterie.config import load_config
+
+    given = {"a": a, "w": w, "k": k, "root": root}
+    result = ablate(
+        load_config(words or ()),
+        rows or None,
+        seeds or None,
+        values={name: values for name, values in given.items() if values},
+        own=read_rows(rows_file) if rows_file else (),
+        out=out,
+        store=store,
+        plan_only=plan,
+        update=update,
+        console=Console(),
+    )
+    result.raise_failures()
 
 
 @app.command()
 def partition(
     words: SettingWords = None,
     out: Annotated[Path | None, typer.Option(help="Folder to write the partitions to, as JSON.")] = None,
+    repeats: Annotated[
+        int | None,
+        typer.Option(min=1, help="Make the groups at so many seeds, to see how far they agree; else 3."),
+    ] = None,
 ) -> None:
     """Show the label groups of both branches before paying for a training.
 
     Example: coterie partition data=photos/labels.csv data.min_positives=50 k=3
     """
     from coterie.config import load_config
-    from coterie.labels import CooccurrenceGraph, share_inside
-    from coterie.preparation import make_partitions, prepare_data
+    from coterie.diagnose import show_partition
+    from coterie.preparation import REPEATS, diagnose_partitions, make_partitions, prepare_data
     from coterie.progress import say
 
     config = load_config(words or ())
@@ -99,24 +186,28 @@ def partition(
     console = Console()
     for note in dataset.notes:
         say(console, f"note: {note}")
-    train = dataset.targets[dataset.indices("train")]
-    affinity = CooccurrenceGraph.from_targets(train, dataset.class_names).affinity(config.partition.root)
-    for kind, made in make_partitions(config, dataset).items():
-        share = share_inside(affinity, made.groups)
-        table = Table(
-            title=f"{kind} ({made.method}): {made.objective.name} {made.objective.value:.4f}, "
-            f"{share:.1%} of the co-occurrence inside groups",
-            title_justify="left",
-        )
-        table.add_column("group", justify="right")
-        table.add_column("labels", justify="right")
-        table.add_column("names")
-        for index, names in enumerate(made.group_names):
-            table.add_row(str(index), str(len(names)), Text(", ".join(names)))
-        console.print(table)
+    partitions = make_partitions(config, dataset)
+    described = diagnose_partitions(config, dataset, partitions, repeats or REPEATS)
+    for kind, made in partitions.items():
+        show_partition(kind, described[kind], console)
         if out is not None:
             made.save(out / f"{kind}.json")
             say(console, f"written to {out / f'{kind}.json'}")
+
+
+@app.command()
+def diagnose(
+    path: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
+    split: Annotated[str | None, typer.Option(help="One split; by default all that were measured.")] = None,
+    pairs: Annotated[int, typer.Option(min=0, help="Show so many of the strongest pairs too.")] = 0,
+) -> None:
+    """Show how a run's groups divide the labels, and how far its models lean on companions.
+
+    Example: coterie diagnose runs/x --split test --pairs 5
+    """
+    from coterie.diagnose import show_run
+
+    show_run(path, split, pairs, Console())
 
 
 @app.command()

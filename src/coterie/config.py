@@ -281,6 +281,7 @@ class PartitionConfig(Section):
     dis_method: str | None = Field(
         None, description=f"of dis-occurrence: {either(METHODS['dis-occurrence'])}; by default the first"
     )
+    random: bool = Field(False, description="control: groups at random, of the sizes that the methods give")
 
     @field_validator("co_method", "dis_method")
     @classmethod
@@ -457,12 +458,12 @@ def validate_config(values: Mapping[str, Any]) -> Config:
         raise ConfigError("\n".join(_message(problem) for problem in problems)) from None
 
 
-def changed_settings(old: Config, new: Config) -> list[str]:
-    """`key: old value -> new value` for each setting that differs; a role's only where it is its own."""
+def changed_settings(old: Config, new: Config) -> list[tuple[str, str, str]]:
+    """(key, old value, new value) of each setting that differs; a role's only where it is its own."""
     before, after = dict(leaves(old.model_dump(mode="json"))), dict(leaves(new.model_dump(mode="json")))
     own = {key for config in (old, new) for key, _ in leaves(config.to_values())}
     return [
-        f"{key}: {_plain(before.get(key))} -> {_plain(after.get(key))}"
+        (key, _plain(before.get(key)), _plain(after.get(key)))
         for key in before | after
         if before.get(key) != after.get(key) and (key in own or key.split(".")[0] not in ROLES)
     ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from lightning_fabric import Fabric
 from rich.box import SIMPLE
 from rich.table import Table
 from rich.text import Text
-from torch import nn
+from torch import Tensor, nn
 
 from coterie.checkpoint import Checkpoint
 from coterie.config import Config, leaves, load_config, parse_words, validate_config
@@ -38,18 +38,30 @@ def evaluate_models(
     workers: int = 0,
 ) -> Results:
     """The metrics of every model (images -> logits [B, C]) on every split; each image counts once."""
-    dataset = images.dataset
     results: Results = {}
+    for split, name, scores, targets in score_models(models, images, splits, fabric, workers=workers):
+        measured = multilabel_metrics(scores, targets, threshold, class_names=images.dataset.class_names)
+        results.setdefault(split, {})[name] = measured
+    return results
+
+
+def score_models(
+    models: Mapping[str, nn.Module],
+    images: ResizedImages,
+    splits: Sequence[str],
+    fabric: Fabric,
+    *,
+    workers: int = 0,
+) -> Iterator[tuple[str, str, Tensor, Tensor]]:
+    """(split, name of the model, scores float64 [N, C] in 0..1, targets int8 [N, C]) of each model on each
+    split.
+    """
     for split in splits:
-        batches = plain_batches(images, dataset.indices(split), EVALUATION_BATCH, workers)
-        results[split] = {}
+        batches = plain_batches(images, images.dataset.indices(split), EVALUATION_BATCH, workers)
         for name, model in models.items():
             logits, targets = predict_logits(model.to(fabric.device), batches, images.preprocessing, fabric)
             # in float32, the sigmoid of every logit above 17 is 1: a tie
-            results[split][name] = multilabel_metrics(
-                logits.double().sigmoid(), targets, threshold, class_names=dataset.class_names
-            )
-    return results
+            yield split, name, logits.double().sigmoid(), targets
 
 
 def evaluation_config(checkpoint: Checkpoint, words: Iterable[str]) -> tuple[Config, bool]:

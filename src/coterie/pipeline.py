@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -13,17 +14,20 @@ from rich.console import Console
 from coterie.checkpoint import load_model
 from coterie.config import Config
 from coterie.data.dataset import MultiLabelDataset
+from coterie.diagnostics import DIAGNOSTICS_FILE, PARTITIONS, SCHEMA_VERSION, Leaning
 from coterie.errors import ConfigError, RunError, did_you_mean
 from coterie.evaluation import Results, left_out_notes, results_table
+from coterie.files import atomic_write
 from coterie.labels import Partition
 from coterie.models.factory import ModelBuilder, make_factory
 from coterie.predictor import Predictor
 from coterie.preflight import check_space, checked_images, describe_start, tried_model
-from coterie.preparation import make_partitions, prepare_data
+from coterie.preparation import diagnose_partitions, make_partitions, prepare_data
 from coterie.progress import say
-from coterie.runfolder import RunFolder, Training
+from coterie.runfolder import Inputs, RunFolder, Training, content_hash, read_keyed
 from coterie.sidebyside import prepare_processes
 from coterie.stages import Stages
+from coterie.store import Store
 from coterie.trainer import make_fabric
 
 __all__ = ["Run", "make_partitions", "prepare_data", "run"]
@@ -31,12 +35,15 @@ __all__ = ["Run", "make_partitions", "prepare_data", "run"]
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: its folder, config and metrics {split: {model: {metric: percent}}}."""
+    """A finished run: its folder, config and metrics {split: {model: {metric: percent}}}; `leaning` of the
+    same models {split: {model: leaning_summary}}.
+    """
 
     folder: Path
     config: Config
     metrics: Results
     builder: ModelBuilder | None = field(default=None, repr=False)
+    leaning: Leaning = field(default_factory=dict, repr=False)
 
     @cached_property
     def student(self) -> Predictor:
@@ -58,6 +65,9 @@ def run(
     builder: ModelBuilder | None = None,
     update: bool = False,
     only: Sequence[str] | None = None,
+    models: Collection[str] | None = None,
+    store: Path | None = None,
+    checked: Inputs | None = None,
     console: Console | None = None,
 ) -> Run:
     """Train baseline, teachers and student, measure them, and leave all of it in the run folder.
@@ -65,6 +75,9 @@ def run(
     What the folder already holds from the same settings and data is not done again. `update`: take up a
     folder of other settings, and train anew what depends on the change. `only`: do the trainings of these
     names, such as ("baseline",), and measure the models there are; without it a later call does the rest.
+    `models`: measure those of these names, such as ("baseline", "CGP teachers"). `store`: a folder of
+    finished trainings; what it has is taken from there, and what is trained is put there. `checked`: what
+    another run found when it read every image of these data.
     Raises a CoterieError before any training where settings, data or weights do not fit, and in the middle
     where the disk is full; what was trained is kept then.
     """
@@ -79,14 +92,19 @@ def run(
     model = tried_model(factory, dataset.class_names, console)
     start = describe_start(factory, model)
     with folder.locked():
-        checked, inputs = checked_images(dataset, config.data.on_corrupt, folder.inputs(), console)
+        before = folder.inputs() or checked
+        readable, inputs = checked_images(dataset, config.data.on_corrupt, before, console)
         inputs = replace(inputs, start_sha256=start["weights"], words_sha256=start["word_vectors"])
-        if len(checked) < len(dataset):
-            dataset, partitions = checked, make_partitions(config, checked)
+        if len(readable) < len(dataset):
+            dataset, partitions = readable, make_partitions(config, readable)
         folder.check_config(config, inputs, update)
-        trainings = _planned(folder, dataset, partitions)
+        trainings = _known(folder, planned_trainings(dataset.class_names, partitions))
         chosen = _chosen(trainings, only)
-        stages = Stages(config, folder, dataset, factory, fabric, console, inputs.fingerprint, start)
+        shared = None
+        if store is not None:
+            shared = Store(store)
+            shared.prepare()
+        stages = Stages(config, folder, dataset, factory, fabric, console, inputs.fingerprint, start, shared)
         stages.check_teachers(trainings, chosen)
         check_space(folder.path, model, stages.still_to_do(trainings, chosen), config.jobs)
         try:
@@ -94,30 +112,33 @@ def run(
             folder.set_aside_others(trainings)
             folder.save_config(config)
             for kind, partition in partitions.items():
-                partition.save(folder.path / "partitions" / f"{kind}.json")
+                partition.save(folder.path / PARTITIONS / f"{kind}.json")
             folder.write_manifest(inputs, trainings)
             _announce(dataset, console)
             begun = time.monotonic()
             done = stages.train(chosen)
-            results = stages.measure(done)
+            results, leaning = stages.measure(done, models)
+            _keep_diagnostics(folder, config, dataset, partitions, inputs)
         except OSError as error:
             raise RunError(
                 f"the run in {folder.path} stopped: {error.strerror or error}. Put that right and start it "
                 "again: it goes on from the last finished epoch"
             ) from error
     _report(folder.path, results, done, time.monotonic() - begun, console)
-    return Run(folder.path, config, results, factory.builder)
+    return Run(folder.path, config, results, factory.builder, leaning)
 
 
-def _planned(
-    folder: RunFolder, dataset: MultiLabelDataset, partitions: Mapping[str, Partition]
-) -> list[Training]:
-    """Baseline, the teachers of each branch, student; with what the manifest knows of those it has."""
-    planned = [Training("baseline", dataset.class_names)]
+def planned_trainings(class_names: tuple[str, ...], partitions: Mapping[str, Partition]) -> list[Training]:
+    """Baseline, the teachers of each branch, student, none of them done."""
+    planned = [Training("baseline", class_names)]
     for kind, partition in partitions.items():
         for index, names in enumerate(partition.group_names):
             planned.append(Training(f"teachers/{kind}-{index}", names, kind, index))
-    planned.append(Training("student", dataset.class_names))
+    return [*planned, Training("student", class_names)]
+
+
+def _known(folder: RunFolder, planned: Sequence[Training]) -> list[Training]:
+    """The planned trainings with what the manifest knows of those it has."""
     known = {training.name: training for training in folder.trainings()}
     return [
         replace(known[training.name], class_names=training.class_names)
@@ -125,6 +146,27 @@ def _planned(
         else training
         for training in planned
     ]
+
+
+def _keep_diagnostics(
+    folder: RunFolder,
+    config: Config,
+    dataset: MultiLabelDataset,
+    partitions: Mapping[str, Partition],
+    inputs: Inputs,
+) -> None:
+    """Write what the groups do, once: other seeds take as long as the groups themselves."""
+    path = folder.path / PARTITIONS / DIAGNOSTICS_FILE
+    groups = {kind: made.group_names for kind, made in partitions.items()}
+    settings = config.partition.model_dump(mode="json")
+    key = content_hash([asdict(inputs), groups, settings, config.k, config.seed])
+    if read_keyed(path, key) is None:
+        content = {
+            "schema_version": SCHEMA_VERSION,
+            "key": key,
+            "branches": diagnose_partitions(config, dataset, partitions),
+        }
+        atomic_write(path, json.dumps(content, indent=1, ensure_ascii=False))
 
 
 def _chosen(trainings: Sequence[Training], only: Sequence[str] | None) -> set[str]:

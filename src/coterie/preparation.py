@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from coterie.config import Config
 from coterie.data.dataset import MultiLabelDataset
 from coterie.data.reading import read_dataset
 from coterie.data.splits import check_labels, ensure_splits, filter_classes
+from coterie.diagnostics import describe_partition, seed_agreement
 from coterie.labels import CooccurrenceGraph, Partition, partition_labels
+
+# How many seeds the groups of a run are compared over.
+REPEATS = 3
 
 
 def prepare_data(config: Config, dataset: MultiLabelDataset | None = None) -> MultiLabelDataset:
@@ -21,16 +27,53 @@ def prepare_data(config: Config, dataset: MultiLabelDataset | None = None) -> Mu
 
 def make_partitions(config: Config, dataset: MultiLabelDataset) -> dict[str, Partition]:
     """A partition for each branch that the student's loss gives weight, from the training split alone."""
-    train = dataset.targets[dataset.indices("train")]
-    graph = CooccurrenceGraph.from_targets(train, dataset.class_names)
-    methods = {"co-occurrence": config.partition.co_method, "dis-occurrence": config.partition.dis_method}
-    return {
-        kind: partition_labels(graph, config.k, kind, methods[kind], config.partition.root, config.seed)
-        for kind in branch_weights(config)
-    }
+    graph = training_graph(dataset)
+    return {kind: make_partition(config, graph, kind) for kind in branch_weights(config)}
+
+
+def training_graph(dataset: MultiLabelDataset) -> CooccurrenceGraph:
+    """The co-occurrence graph of the training split."""
+    return CooccurrenceGraph.from_targets(dataset.targets[dataset.indices("train")], dataset.class_names)
+
+
+def make_partition(config: Config, graph: CooccurrenceGraph, kind: str, seed: int | None = None) -> Partition:
+    """The groups of the branch `kind` at `seed`, by default the config's.
+
+    With `partition.random` groups of the same sizes, drawn at random.
+    """
+    settings = config.partition
+    seed = config.seed if seed is None else seed
+    method = settings.co_method if kind == "co-occurrence" else settings.dis_method
+    made = partition_labels(graph, config.k, kind, method, settings.root, seed)
+    if not settings.random:
+        return made
+    # a seed for each branch, or both would draw the same groups where their sizes agree
+    drawn = 2 * seed + (kind == "dis-occurrence")
+    return partition_labels(graph, config.k, "random", None, settings.root, drawn, made.sizes)
+
+
+def diagnose_partitions(
+    config: Config, dataset: MultiLabelDataset, partitions: Mapping[str, Partition], repeats: int = REPEATS
+) -> dict[str, Any]:
+    """What the groups of each branch do, by `describe_partition`, and how far the method agrees with itself:
+    "agreement" {"seeds", "mean", "lowest"} between the groups at `repeats` seeds, the config's the first.
+    """
+    graph = training_graph(dataset)
+    seeds = list(range(config.seed, config.seed + repeats))
+    described = {}
+    for kind, partition in partitions.items():
+        others = [make_partition(config, graph, kind, seed) for seed in seeds[1:]]
+        agreement = {"seeds": seeds, **seed_agreement([partition, *others])} if others else None
+        described[kind] = describe_partition(graph, partition) | {"agreement": agreement}
+    return described
 
 
 def branch_weights(config: Config) -> dict[str, float]:
-    """The weight of each branch in the student's loss; a branch of weight 0 is not trained."""
+    """The weight of each branch in the student's loss; a branch of weight 0 is not trained.
+
+    With K = 1 both branches would be the one group of all labels: one teacher then, plain self-distillation.
+    """
+    if config.k == 1:
+        return {"co-occurrence": 1.0}
     weights = {"co-occurrence": config.distill.a, "dis-occurrence": 1 - config.distill.a}
     return {kind: weight for kind, weight in weights.items() if weight > 0}

@@ -102,11 +102,7 @@ class RunFolder:
                 f"{self.path / CONFIG_FILE} is damaged or of another version: {error}\n"
                 "Choose another folder with out=…"
             ) from None
-        changes = [
-            change
-            for change in changed_settings(saved, config)
-            if not change.startswith(tuple(f"{name}:" for name in INDIFFERENT))
-        ]
+        changes = relevant_changes(saved, config)
         before = self.inputs() or inputs
         if before.fingerprint != inputs.fingerprint:
             changes.append("the images, labels or splits are others")
@@ -217,11 +213,29 @@ class RunFolder:
             file.unlink()
 
 
+def relevant_changes(old: Config, new: Config) -> list[str]:
+    """`key: old value -> new value` of each setting that differs and changes what comes out of a run."""
+    return [
+        f"{key}: {before} -> {after}"
+        for key, before, after in changed_settings(old, new)
+        if key not in INDIFFERENT
+    ]
+
+
 def reset(training: Training) -> Training:
     """The same sub-task, not yet trained."""
     return replace(
         training, state="pending", key="", weights_sha256="", best_epoch=0, val_map=None, seconds=0.0
     )
+
+
+def read_keyed(path: Path, key: str) -> dict[str, Any] | None:
+    """What is in a JSON file of the run; None where it was made under another key, or cannot be read."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) and content.get("key") == key else None
 
 
 def content_hash(content: Any) -> str:

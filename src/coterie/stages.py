@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from lightning_fabric import Fabric
 from rich.console import Console
 from torch import nn
 
-from coterie.checkpoint import load_model, read_checkpoint, save_checkpoint
+from coterie.checkpoint import load_model, read_checkpoint, write_description
 from coterie.config import Config, TrainConfig
 from coterie.data.dataset import MultiLabelDataset
 from coterie.data.loading import ResizedImages
+from coterie.diagnostics import (
+    LEANING_FILE,
+    Leaning,
+    companion_rates,
+    describe_pairs,
+    leaning_summary,
+    strongest_pairs,
+)
 from coterie.errors import ConfigError, shortened
-from coterie.evaluation import Results, evaluate_models, evaluation_splits
+from coterie.evaluation import Results, evaluation_splits, score_models
 from coterie.files import atomic_write
+from coterie.metrics import multilabel_metrics
 from coterie.models.factory import ModelFactory
-from coterie.preparation import branch_weights
+from coterie.preparation import branch_weights, training_graph
 from coterie.progress import Bars, say
-from coterie.runfolder import METRICS_FILE, RunFolder, Training, content_hash, reset
+from coterie.runfolder import METRICS_FILE, RunFolder, Training, content_hash, read_keyed, reset
 from coterie.sidebyside import train_side_by_side
-from coterie.teachers import Ensemble
+from coterie.store import Store
+from coterie.teachers import Branch, Ensemble
 from coterie.trainer import STATE_FILE
 from coterie.training import Job, Workshop
 
@@ -45,6 +55,7 @@ class Stages:
         console: Console,
         fingerprint: str,
         start: Mapping[str, Any],
+        store: Store | None = None,
     ) -> None:
         self.config = config
         self.folder = folder
@@ -55,6 +66,7 @@ class Stages:
         self.console = console
         self.fingerprint = fingerprint
         self.start = start
+        self.store = store
         shared = config.data.workers > 0 or config.jobs > 1
         self.images = ResizedImages(dataset, factory.preprocessing, config.data.cache_gb, shared)
         self.workshop = Workshop(config, folder.path, dataset, factory, self.images)
@@ -70,16 +82,38 @@ class Stages:
         return {training.name for training in self.folder.trainings() if self._is_done(training)}
 
     def _jobs(self, trainings: Iterable[Training], chosen: Collection[str]) -> list[Job]:
-        """What is still to do of `trainings`."""
+        """What is still to do of `trainings`, when what the store has is taken from there."""
         jobs = []
         for training in trainings:
+            key = self._key(training)
             if self._is_done(training):
                 say(self.console, f"{training.name}: done before")
                 self._renew_threshold(training)
-            elif training.name in chosen:
-                settings = self._settings(training)
-                jobs.append(Job(self._emptied(training), settings, self._key(training, settings)))
+                self._share(training)
+            elif training.name in chosen and not self._take(training, key):
+                jobs.append(Job(self._emptied(training), training_settings(self.config, training), key))
         return jobs
+
+    def _take(self, training: Training, key: str) -> bool:
+        """Take the training out of the store instead of doing it; whether the store has it."""
+        if self.store is None or self.store.find(key) is None:
+            return False
+        path = self.folder.path / self._emptied(training).name
+        found = self.store.take(key, path)
+        if found is None:
+            return False
+        taken, checkpoint = found
+        config = self.config.to_values()
+        write_description(path, replace(checkpoint, threshold=self.config.threshold, config=config))
+        self.folder.record(taken)
+        (path / STATE_FILE).unlink(missing_ok=True)
+        say(self.console, f"{taken.name}: taken from {self.store.path}, val mAP {_percent(taken.val_map)}")
+        return True
+
+    def _share(self, training: Training) -> None:
+        """Put a finished training into the store."""
+        if self.store is not None:
+            self.store.put(training, self.folder.path / training.name)
 
     def _emptied(self, training: Training) -> Training:
         """The training as one that is not done; what it left under another key moves to the archive."""
@@ -94,6 +128,7 @@ class Stages:
             for done in self._finished(jobs, bars):
                 self.folder.record(done)
                 (self.folder.path / done.name / STATE_FILE).unlink(missing_ok=True)
+                self._share(done)
                 self._tell(done)
 
     def _finished(self, jobs: Sequence[Job], bars: Bars) -> Iterator[Training]:
@@ -105,12 +140,11 @@ class Stages:
             yield self.workshop.train(job, self.fabric, bars.watch, self.folder.trainings())
 
     def _tell(self, done: Training) -> None:
-        epochs = self._settings(done).epochs
+        epochs = training_settings(self.config, done).epochs
         images = len(self.dataset.indices("train")) * epochs
-        map_ = "-" if done.val_map is None else f"{done.val_map:.2f}"
         say(
             self.console,
-            f"{done.name}: val mAP {map_} at epoch {done.best_epoch} of {epochs}, "
+            f"{done.name}: val mAP {_percent(done.val_map)} at epoch {done.best_epoch} of {epochs}, "
             f"{done.seconds:.0f} s, {images / done.seconds:.0f} images/s",
         )
 
@@ -131,105 +165,126 @@ class Stages:
             raise ConfigError(f"the student learns from teachers that are not done: {shortened(missing)}")
 
     def _is_done(self, training: Training) -> bool:
-        return self.folder.is_done(training, self._key(training, self._settings(training)))
+        return self.folder.is_done(training, self._key(training))
 
     def _renew_threshold(self, training: Training) -> None:
         """Put the threshold of the config into the checkpoint: no training depends on it."""
         path = self.folder.path / training.name
-        if read_checkpoint(path).threshold != self.config.threshold:
-            model, checkpoint = load_model(path, self.builder)
-            save_checkpoint(path, model, replace(checkpoint, threshold=self.config.threshold))
+        checkpoint = read_checkpoint(path)
+        if checkpoint.threshold != self.config.threshold:
+            write_description(path, replace(checkpoint, threshold=self.config.threshold))
 
-    def _settings(self, training: Training) -> TrainConfig:
-        return {"baseline": self.config.baseline, "student": self.config.student}.get(
-            training.name, self.config.teacher
-        )
-
-    def _key(self, training: Training, settings: TrainConfig) -> str:
+    def _key(self, training: Training) -> str:
         """A hash of all that the weights depend on."""
-        config = self.config
-        inputs: dict[str, Any] = {
-            "data": self.fingerprint,
-            "name": training.name,
-            "class_names": training.class_names,
-            "settings": settings.model_dump(mode="json"),
-            "augment": config.augment.model_dump(mode="json"),
-            # files count by their content, which is in `start`
-            "model": config.model.model_dump(mode="json") | {"weights": None, "word_vectors": None},
-            "start": self.start,
-            "seed": config.seed,
-            "precision": config.precision,
-            "channels_last": config.channels_last,
-        }
-        if training.name == "student":
-            inputs["distill"] = config.distill.model_dump(mode="json")
-            inputs["teachers"] = [
-                (other.name, other.weights_sha256) for other in self.folder.trainings() if other.branch
-            ]
-        return content_hash(inputs)
+        teachers = [(other.name, other.weights_sha256) for other in self.folder.trainings() if other.branch]
+        return training_key(self.config, self.fingerprint, self.start, training, teachers)
 
-    def measure(self, done: Collection[str]) -> Results:
+    def measure(
+        self, done: Collection[str], chosen: Collection[str] | None = None
+    ) -> tuple[Results, Leaning]:
         """Measure the models whose trainings are `done` on validation and test, once: results of the same
         weights are read back. The teachers of a branch are one model, and so there when all of them are.
+        `chosen`: the names of the models to measure, by default of all.
         """
         inputs = {
             "weights": [
                 training.weights_sha256 for training in self.folder.trainings() if training.name in done
             ],
+            "models": None if chosen is None else sorted(chosen),
             "data": self.fingerprint,
             "threshold": self.config.threshold,
         }
-        key, path = content_hash(inputs), self.folder.path / METRICS_FILE
-        measured = _read_results(path, key)
-        if measured is not None:
-            return measured
-        models = self._models(done)
+        key, path = content_hash(inputs), self.folder.path
+        kept = [read_keyed(path / file, key) for file in (METRICS_FILE, LEANING_FILE)]
+        if kept[0] and kept[1]:
+            return kept[0]["splits"], kept[1]["splits"]
+        models = self._models(done, chosen)
         if not models:
-            return {}
-        results = evaluate_models(
-            models,
-            self.images,
-            evaluation_splits(self.dataset.split_names),
-            self.fabric,
-            threshold=self.config.threshold,
-            workers=self.config.data.workers,
-        )
-        content = {
-            "schema_version": 1,
-            "key": key,
-            "class_names": self.dataset.class_names,
-            "threshold": self.config.threshold,
-            "splits": results,
-        }
-        atomic_write(path, json.dumps(content, indent=1, ensure_ascii=False))
-        return results
+            return {}, {}
+        results: Results = {}
+        leaning: Leaning = {}
+        names, threshold = self.dataset.class_names, self.config.threshold
+        pairs = strongest_pairs(training_graph(self.dataset))
+        splits = evaluation_splits(self.dataset.split_names)
+        scored = score_models(models, self.images, splits, self.fabric, workers=self.config.data.workers)
+        for split, model, scores, targets in scored:
+            measured = multilabel_metrics(scores, targets, threshold, class_names=names)
+            results.setdefault(split, {})[model] = measured
+            rates = companion_rates(scores.numpy(), targets.numpy(), pairs, threshold)
+            leaning.setdefault(split, {})[model] = leaning_summary(rates)
+        content = {"schema_version": 1, "key": key, "class_names": names, "threshold": threshold}
+        asked = {"pairs": describe_pairs(pairs, names)}
+        for file, further in (
+            (METRICS_FILE, {"splits": results}),
+            (LEANING_FILE, asked | {"splits": leaning}),
+        ):
+            atomic_write(path / file, json.dumps(content | further, indent=1, ensure_ascii=False))
+        return results, leaning
 
-    def _models(self, done: Collection[str]) -> dict[str, nn.Module]:
+    def _models(self, done: Collection[str], chosen: Collection[str] | None) -> dict[str, nn.Module]:
         """What is measured, by its name in tables."""
+        trainings = self.folder.trainings()
+
+        @functools.cache
+        def branch(kind: str) -> Branch:
+            return self.workshop.branch(kind, trainings)
+
         models: dict[str, nn.Module] = {}
-        if "baseline" in done:
-            models["baseline"] = load_model(self.folder.path / "baseline", self.builder)[0]
-        kinds, trainings = branch_weights(self.config), self.folder.trainings()
-        branches = {
-            kind: self.workshop.branch(kind, trainings)
-            for kind in kinds
-            if all(training.name in done for training in trainings if training.branch == kind)
-        }
-        models |= {BRANCHES[kind]: branch for kind, branch in branches.items()}
-        if len(branches) == len(kinds) > 1:
-            models["all teachers"] = Ensemble(list(branches.values()))
-        if "student" in done:
-            models["student"] = load_model(self.folder.path / "student", self.builder)[0]
+        for name, kinds in measured_models(self.config).items():
+            parts = [training.name for training in trainings if training.branch in kinds] or [name]
+            if (chosen is not None and name not in chosen) or not set(parts) <= set(done):
+                continue
+            if not kinds:
+                models[name] = load_model(self.folder.path / name, self.builder)[0]
+            else:
+                models[name] = branch(*kinds) if len(kinds) == 1 else Ensemble([*map(branch, kinds)])
         return models
 
 
-def _read_results(path: Path, key: str) -> Results | None:
-    """The results in a metrics file, None where they are of other inputs or it cannot be read."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    if not isinstance(content, dict) or content.get("key") != key:
-        return None
-    results: Results = content["splits"]
-    return results
+def measured_models(config: Config) -> dict[str, tuple[str, ...]]:
+    """The models that a run measures, by their names in tables, each with the branches whose teachers it
+    joins.
+    """
+    kinds = tuple(branch_weights(config))
+    teachers = {"teacher": kinds} if config.k == 1 else {BRANCHES[kind]: (kind,) for kind in kinds}
+    together = {"all teachers": kinds} if len(kinds) > 1 else {}
+    return {"baseline": (), **teachers, **together, "student": ()}
+
+
+def training_settings(config: Config, training: Training) -> TrainConfig:
+    """The settings of one training, by its role."""
+    return {"baseline": config.baseline, "student": config.student}.get(training.name, config.teacher)
+
+
+def training_key(
+    config: Config,
+    fingerprint: str,
+    start: Mapping[str, Any],
+    training: Training,
+    teachers: Sequence[tuple[str, str]],
+) -> str:
+    """A hash of all that the weights of a training depend on, and of nothing else: neither the folder of the
+    run nor what else is trained in it. `teachers`: (name, hash of the weights), of which a student learns.
+    """
+    inputs: dict[str, Any] = {
+        "data": fingerprint,
+        # with the seed, the name decides about first weights, views and order
+        "name": training.name,
+        "class_names": training.class_names,
+        "settings": training_settings(config, training).model_dump(mode="json"),
+        "augment": config.augment.model_dump(mode="json"),
+        # files count by their content, which is in `start`
+        "model": config.model.model_dump(mode="json") | {"weights": None, "word_vectors": None},
+        "start": start,
+        "seed": config.seed,
+        "precision": config.precision,
+        "channels_last": config.channels_last,
+    }
+    if training.name == "student":
+        inputs["distill"] = config.distill.model_dump(mode="json")
+        inputs["teachers"] = teachers
+    return content_hash(inputs)
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
