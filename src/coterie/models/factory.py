@@ -228,7 +228,7 @@ def _classifier_of(name: str) -> tuple[str, ...]:
 
 
 def _downloading(settings: ModelConfig, build: Callable[[], nn.Module]) -> nn.Module:
-    """`build()`, with a failure to get pretrained weights told as one, and once: not at each of its attempts."""
+    """`build()`, with a failure to get pretrained weights told as one, and not at each of its attempts."""
     hub = logging.getLogger("huggingface_hub")
     level = hub.level
     hub.setLevel(logging.ERROR)
