@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -291,6 +292,21 @@ def test_pretrained_weights_without_a_network_are_one_clear_error(
         f"the pretrained weights of test_resnet cannot be had: {reason}. "
         "Check the network, or give a file with model.pretrained=false model.weights=FILE"
     )
+
+
+def test_attempts_to_get_weights_are_not_told_one_by_one(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def attempt(*_: object, **__: object) -> nn.Module:
+        logging.getLogger("huggingface_hub.utils._http").warning("Retrying in 1s")
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(timm, "create_model", attempt)
+    before = logging.getLogger("huggingface_hub").level
+    with pytest.raises(CheckpointError, match="cannot be had: no network"):
+        build("ant", pretrained=True)
+    assert caplog.records == []
+    assert logging.getLogger("huggingface_hub").level == before
 
 
 def test_pretrained_squeezenet_without_a_network_is_the_same_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -108,8 +108,8 @@ def test_features_that_are_no_map_are_told(features: object, reason: str) -> Non
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("crossvit_tiny_240", r"timm says, Only token or avg pooling is supported\."),
-        ("efficientvit_b0", "timm says, Cannot disable pooling"),
+        ("crossvit_tiny_240", r"timm says, Only token or avg pooling is supported\. Use model"),
+        ("efficientvit_b0", r"timm says, Cannot disable pooling\. Use model"),
     ],
 )
 def test_a_backbone_whose_pooling_cannot_be_taken_off_is_told(name: str, reason: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -227,7 +228,10 @@ def _classifier_of(name: str) -> tuple[str, ...]:
 
 
 def _downloading(settings: ModelConfig, build: Callable[[], nn.Module]) -> nn.Module:
-    """`build()`, with a failure to get pretrained weights told as one."""
+    """`build()`, with a failure to get pretrained weights told as one, and not at each of its attempts."""
+    hub = logging.getLogger("huggingface_hub")
+    level = hub.level
+    hub.setLevel(logging.ERROR)
     try:
         return build()
     # What a missing network raises differs by the libraries below: OSError, RuntimeError, errors of HTTP.
@@ -239,3 +243,5 @@ def _downloading(settings: ModelConfig, build: Callable[[], nn.Module]) -> nn.Mo
             f"the pretrained weights of {settings.name} cannot be had: {reason}. "
             "Check the network, or give a file with model.pretrained=false model.weights=FILE"
         ) from None
+    finally:
+        hub.setLevel(level)

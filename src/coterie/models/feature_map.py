@@ -59,7 +59,8 @@ def without_pooling(backbone: nn.Module, name: str, num_features: int) -> Featur
     try:
         backbone.reset_classifier(0, "")  # type: ignore[operator]
     except NO_MAP_ERRORS as error:
-        raise no_feature_map(name, f"timm says, {error or type(error).__name__}") from None
+        reason = str(error).rstrip(".") or type(error).__name__
+        raise no_feature_map(name, f"timm says, {reason}") from None
     prefix_tokens = getattr(backbone, "num_prefix_tokens", None)
     if prefix_tokens is None:
         prefix_tokens = int(getattr(backbone, "cls_token", None) is not None)
