@@ -102,7 +102,14 @@ def test_a_model_of_a_library_is_named_on_the_command_line(
         assert exit_.value.code in (0, None)
 
     table = write_table(tmp_path / "photos")
-    words = ("k=1", "device=cpu", "augment.randaugment=false", "train.epochs=1", "train.batch_size=8")
+    words = (
+        "k=1",
+        "jobs=2",
+        "device=cpu",
+        "augment.randaugment=false",
+        "train.epochs=1",
+        "train.batch_size=8",
+    )
     name = "own_models:build"
     coterie("run", f"data={table}", f"model.name={name}", f"model.image_size={SIDE}", "out=run", *words)
     coterie(
