@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.error import URLError
 
@@ -192,6 +194,22 @@ def test_an_own_builder_gets_the_number_of_classes_and_the_names_if_it_asks() ->
         assert model.class_names == expected
         assert equal(factory.build(names, seed=4), model)
         assert factory.preprocessing == Preprocessing(224, *IMAGENET)
+
+
+class Wrapping(Own):
+    """Returns its logits as the classifiers of `transformers` do."""
+
+    def forward(self, images: torch.Tensor) -> Any:
+        return SimpleNamespace(loss=None, logits=super().forward(images))
+
+
+def test_an_own_model_may_return_an_object_that_holds_the_logits() -> None:
+    factory = make_factory(ModelConfig(), lambda num_classes: Wrapping("x" * num_classes))
+    model = factory.build(["ant", "bee"])
+    images = torch.rand(5, 3, 4, 4)
+    assert isinstance(model, Wrapping)
+    assert torch.equal(model(images), model.head(images.mean(dim=(2, 3))))
+    assert torch.equal(deepcopy(model)(images), model(images))
 
 
 def test_an_own_builder_must_return_a_module() -> None:

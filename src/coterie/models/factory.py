@@ -201,7 +201,13 @@ def _build_own(builder: ModelBuilder, class_names: Sequence[str]) -> nn.Module:
     model = builder(**arguments)
     if not isinstance(model, nn.Module):
         raise ConfigError(f"the model builder must return a torch.nn.Module, got {type(model).__name__}")
+    model.register_forward_hook(_take_logits)
     return model
+
+
+def _take_logits(_module: nn.Module, _images: object, output: object) -> object:
+    """The classifiers of `transformers` return an object that holds the logits."""
+    return getattr(output, "logits", output)
 
 
 def _own_preprocessing(name: str) -> Preprocessing:
