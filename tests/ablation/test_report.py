@@ -65,7 +65,7 @@ def ablation() -> Ablation:
             outcome("psd", 2, 60, 90, recall=5.0, co2=32, student2=52),
             outcome("cgp", 0, None, 61, co0=30, cgp0=20),
         ),
-        (Failure(("cgp",), 1, "the loss is nan"), Failure(("cgp", "baseline"), 2, "no")),
+        (Failure("cgp", 1, "the loss is nan"), Failure("baseline", 2, "no")),
     )
 
 
@@ -138,7 +138,7 @@ def test_markdown_holds_the_table_and_what_failed(ablation: Ablation) -> None:
         "| psd | both \\| PSD | 55.33 ± 4.04 | +1.00 ± 2.83 (n = 2) | 76.00 ± 12.49 | +4.00 ± 2.83 (n = 2) "
         "| +3.5 | +4.0 | 4.8 | 4.3 |"
     )
-    assert lines[-2:] == ["- cgp at seed 1: the loss is nan", "- cgp, baseline at seed 2: no"]
+    assert lines[-2:] == ["- cgp at seed 1: the loss is nan", "- baseline at seed 2: no"]
 
 
 def test_csv_holds_the_summary_and_leaves_what_is_unknown_empty(ablation: Ablation) -> None:
@@ -157,7 +157,7 @@ def test_json_holds_every_number(ablation: Ablation) -> None:
     assert [row["name"] for row in content["rows"]] == ["baseline", "cgp", "psd"]
     assert content["outcomes"][2]["metrics"]["test"]["mAP"] == 66
     assert content["outcomes"][2]["seconds"] == {"co0": 30, "dis0": 40, "student0": 50}
-    assert content["failures"][0] == {"rows": ["cgp"], "seed": 1, "message": "the loss is nan"}
+    assert content["failures"][0] == {"row": "cgp", "seed": 1, "message": "the loss is nan"}
     assert content["summary"] == summary(ablation)
 
 
@@ -203,7 +203,7 @@ def test_a_terminal_of_80_columns_holds_every_number(ablation: Ablation, tmp_pat
 
 
 def test_an_ablation_without_outcomes_has_a_report_too(tmp_path: Path) -> None:
-    nothing = Ablation((BASELINE, PSD), (0,), (), (Failure(("psd",), 0, "no"),))
+    nothing = Ablation((BASELINE, PSD), (0,), (), (Failure("psd", 0, "no"),))
     write_tables(nothing, tmp_path)
     write_plot(nothing, tmp_path)
     assert "- psd at seed 0: no" in (tmp_path / "ablation.md").read_text()
@@ -211,6 +211,6 @@ def test_an_ablation_without_outcomes_has_a_report_too(tmp_path: Path) -> None:
 
 
 def test_failures_are_one_error_that_names_each(ablation: Ablation) -> None:
-    with pytest.raises(RunError, match=r"^some rows failed.*\ncgp at seed 1: the loss is nan\ncgp, baseline"):
+    with pytest.raises(RunError, match=r"^some rows failed.*\ncgp at seed 1: the loss is nan\nbaseline at"):
         ablation.raise_failures()
     Ablation((BASELINE,), (0,), (), ()).raise_failures()

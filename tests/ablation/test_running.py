@@ -219,7 +219,7 @@ def test_a_row_that_fails_is_reported_and_the_others_finish(
     out = tmp_path / "ablation"
     file = io.StringIO()
     result = ablate(config(table), rows, [0], own=own, out=out, console=Console(file=file, width=200))
-    assert [failure.rows for failure in result.failures] == [("broken",), ("nan",)]
+    assert [failure.row for failure in result.failures] == ["broken", "nan"]
     assert result.failures[0].message.startswith("ZeroDivisionError: no such luck (more in ")
     assert "diverge" in (out / "errors.log").read_text()
     assert "in epoch 1 of 2" in result.failures[1].message
@@ -230,6 +230,16 @@ def test_a_row_that_fails_is_reported_and_the_others_finish(
         result.raise_failures()
     monkeypatch.undo()
     assert ablate(config(table), ["broken"], [0], own=own, out=out).failures == ()
+
+
+def test_a_student_that_fails_does_not_cost_the_other_rows_of_its_run(
+    table: Path, tmp_path: Path, trained: list[tuple[str, str]]
+) -> None:
+    rows = ["baseline", "psd", "cgp-teachers"]
+    result = ablate(config(table, "student.lr=1e30"), rows, [0], out=tmp_path / "ablation")
+    assert [failure.row for failure in result.failures] == ["psd"]
+    assert set(result.values("baseline", "test")) == set(result.values("cgp-teachers", "test")) == {0}
+    assert Counter(trained)["as-set-s0", "baseline"] == 1
 
 
 def test_a_plan_trains_nothing_and_leaves_nothing(

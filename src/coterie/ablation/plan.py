@@ -65,6 +65,10 @@ class PlannedRun:
         """The names of the models to measure."""
         return list(dict.fromkeys(row.model for row in self.needs))
 
+    def of(self, row: Row) -> PlannedRun:
+        """As much of the run as one of its rows needs."""
+        return PlannedRun(self.config, {row: self.needs[row]})
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -114,10 +118,11 @@ def make_plan(
     for seed in seeds:
         seeded = config.model_copy(update={"seed": seed, "out": None})
         dataset = prepare_data(seeded, read(seed))
-        folders = sorted((out / RUNS).glob(f"*-s{seed}"))
-        before = next((found for path in folders if (found := RunFolder(path).inputs())), None)
-        if before is not None and config.data.on_corrupt == "skip":
-            dataset = without_images(dataset, before.unreadable)
+        if config.data.on_corrupt == "skip":
+            # what the runs before could not read, these will not
+            folders = sorted((out / RUNS).glob(f"*-s{seed}"))
+            before = next((found for path in folders if (found := RunFolder(path).inputs())), None)
+            dataset = without_images(dataset, before.unreadable if before else ())
         planner = _Planner(dataset, Store(store), start)
         runs += planner.runs(seeded, rows, out / RUNS)
     return Plan(config, tuple(rows), tuple(seeds), tuple(runs))

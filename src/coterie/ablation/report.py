@@ -6,7 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -61,14 +61,14 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Failure:
-    """Rows of one run that could not be had at one seed, and why."""
+    """A row that could not be had at one seed, and why."""
 
-    rows: tuple[str, ...]
+    row: str
     seed: int
     message: str
 
     def __str__(self) -> str:
-        return f"{', '.join(self.rows)} at seed {self.seed}: {self.message}"
+        return f"{self.row} at seed {self.seed}: {self.message}"
 
 
 @dataclass(frozen=True)
@@ -80,14 +80,8 @@ class Ablation:
     outcomes: tuple[Outcome, ...]
     failures: tuple[Failure, ...]
 
-    def with_outcomes(self, outcomes: Iterable[Outcome]) -> Ablation:
-        return replace(self, outcomes=(*self.outcomes, *outcomes))
-
-    def with_failure(self, failure: Failure) -> Ablation:
-        return replace(self, failures=(*self.failures, failure))
-
     def raise_failures(self) -> None:
-        """RunError that names every run that failed, where there is one."""
+        """RunError that names every row that failed, where there is one."""
         if self.failures:
             reasons = "\n".join(map(str, self.failures))
             raise RunError(f"some rows failed, and the others are done:\n{reasons}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -79,18 +80,24 @@ def ablate(
         (out / ERRORS_FILE).unlink(missing_ok=True)
         Store(store).prepare()
 
-        def do(planned: PlannedRun, checked: Inputs | None) -> Run:
-            return run(
+        checked: dict[int, Inputs | None] = {}
+
+        def do(planned: PlannedRun) -> Run:
+            seed = planned.config.seed
+            finished = run(
                 planned.config,
-                dataset=read(planned.config.seed),
+                dataset=read(seed),
                 builder=builder,
                 update=update,
                 only=planned.only,
                 models=planned.models,
                 store=store,
-                checked=checked,
+                checked=checked.get(seed),
                 console=console,
             )
+            # the runs of a seed have the same images: they are read once
+            checked[seed] = RunFolder(planned.folder).inputs()
+            return finished
 
         result = _run_all(plan, do, out, console)
         write_plot(result, out)
@@ -98,24 +105,35 @@ def ablate(
     return result
 
 
-def _run_all(
-    plan: Plan, do: Callable[[PlannedRun, Inputs | None], Run], out: Path, console: Console
-) -> Ablation:
-    """`do` every run of the plan, and keep the report up to date; one that fails does not cost the others."""
+def _run_all(plan: Plan, do: Callable[[PlannedRun], Run], out: Path, console: Console) -> Ablation:
+    """`do` every run of the plan, and keep the report up to date."""
     result = Ablation(plan.rows, plan.seeds, (), ())
-    checked: dict[int, Inputs | None] = {}
     for number, planned in enumerate(plan.runs, 1):
-        seed = planned.config.seed
         say(console, f"run {number} of {len(plan.runs)}: {planned.folder}, for {_names(planned)}")
-        try:
-            finished = do(planned, checked.get(seed))
-            # the runs of a seed have the same images: they are read once
-            checked[seed] = RunFolder(planned.folder).inputs()
-            result = result.with_outcomes(_outcomes(planned, finished))
-        except Exception as error:
-            result = result.with_failure(_failure(planned, error, out, console))
+        outcomes, failures = _attempt(planned, do, out, console)
+        result = replace(
+            result, outcomes=(*result.outcomes, *outcomes), failures=(*result.failures, *failures)
+        )
         write_tables(result, out)
     return result
+
+
+def _attempt(
+    planned: PlannedRun, do: Callable[[PlannedRun], Run], out: Path, console: Console
+) -> tuple[list[Outcome], list[Failure]]:
+    """Do a run. Where that fails, each of its rows is tried by itself: a student that breaks must not cost
+    the baseline of the same run.
+    """
+    try:
+        return _outcomes(planned, do(planned)), []
+    except Exception as error:
+        if len(planned.needs) == 1:
+            return [], [_failure(planned, error, out, console)]
+    attempts = [_attempt(planned.of(row), do, out, console) for row in planned.needs]
+    return (
+        [outcome for outcomes, _ in attempts for outcome in outcomes],
+        [failure for _, failures in attempts for failure in failures],
+    )
 
 
 def _outcomes(planned: PlannedRun, finished: Run) -> list[Outcome]:
@@ -146,7 +164,8 @@ def _failure(planned: PlannedRun, error: Exception, out: Path, console: Console)
         with (out / ERRORS_FILE).open("a", encoding="utf-8") as file:
             file.write(f"{planned.folder}\n{''.join(traceback.format_exception(error))}\n")
     say(console, f"{_names(planned)} failed: {message}")
-    return Failure(tuple(row.name for row in planned.needs), planned.config.seed, message)
+    (row,) = planned.needs
+    return Failure(row.name, planned.config.seed, message)
 
 
 def _names(planned: PlannedRun) -> str:
