@@ -14,13 +14,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from coterie.checkpoint import INFO_FILE, Checkpoint, load_model
-from coterie.data.dataset import UnreadableImage, open_image
+from coterie.data.dataset import StoredImage, UnreadableImage, open_image
 from coterie.data.transforms import to_pixels
 from coterie.errors import CheckpointError, ConfigError, DataError
 from coterie.models.factory import ModelBuilder
 from coterie.runfolder import MANIFEST_FILE
 
-Picture = str | Path | Image.Image | npt.NDArray[np.uint8]
+Picture = str | Path | StoredImage | Image.Image | npt.NDArray[np.uint8]
 # Pillow writes the first two only, and knows films by their name alone.
 IMAGE_SUFFIXES = frozenset(Image.registered_extensions()) - {".palm", ".pdf", ".mpeg", ".mpg"}
 
@@ -84,7 +84,9 @@ class Predictor:
             yield from self._predict_batch(batch, threshold)
 
     def _predict_batch(self, batch: list[tuple[int, Picture]], threshold: float) -> list[Prediction]:
-        names = [str(p) if isinstance(p, str | Path) else f"image {number}" for number, p in batch]
+        names = [
+            str(p) if isinstance(p, str | Path | StoredImage) else f"image {number}" for number, p in batch
+        ]
         pixels: list[Tensor] = []
         errors: dict[int, str] = {}
         for position, (_, picture) in enumerate(batch):
@@ -106,8 +108,8 @@ class Predictor:
         return Prediction(name, scores, tuple(label for label in best_first if scores[label] > threshold))
 
     def _pixels(self, picture: Picture) -> Tensor:
-        if isinstance(picture, str | Path):
-            picture = open_image(Path(picture))
+        if isinstance(picture, str | Path | StoredImage):
+            picture = open_image(Path(picture) if isinstance(picture, str) else picture)
         elif isinstance(picture, np.ndarray):
             if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
                 raise DataError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 import warnings
 from dataclasses import replace
@@ -12,7 +13,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from coterie.data.dataset import MultiLabelDataset, UnreadableImage, open_image
+from coterie.data.dataset import MultiLabelDataset, StoredImage, UnreadableImage, open_image
 from coterie.errors import DataError
 
 
@@ -105,6 +106,57 @@ def test_classes_are_chosen_and_ordered_by_name() -> None:
 def test_a_fingerprint_changes_with_every_part(change: dict[str, object]) -> None:
     assert dataset().fingerprint() == dataset().fingerprint()
     assert replace(dataset(), **change).fingerprint() != dataset().fingerprint()  # type: ignore[arg-type]
+
+
+def test_a_split_hash_is_of_ids_and_splits_in_any_order() -> None:
+    data = dataset()
+    lines = b"train\tx\ntrain\tz\nval\ty\n"
+    assert data.split_hash() == hashlib.sha256(lines).hexdigest()
+    assert data.subset(np.array([2, 0, 1])).split_hash() == data.split_hash()
+    assert data.with_classes(["cat"]).split_hash() == data.split_hash()
+    assert replace(data, splits=np.array(["train", "train", "val"])).split_hash() != data.split_hash()
+    assert data.subset(np.array([0, 1])).split_hash() != data.split_hash()
+
+
+class Stored(StoredImage):
+    """A picture in memory."""
+
+    def __init__(self, content: bytes) -> None:
+        self.content = content
+
+    @property
+    def size(self) -> int:
+        return len(self.content)
+
+    def read(self) -> bytes:
+        return self.content
+
+    def __str__(self) -> str:
+        return "in memory"
+
+
+def test_pictures_that_are_no_files_are_decoded_like_files(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.fromarray(np.array([[1, 2]], np.uint8)).save(tmp_path / "a.png", exif=exif)
+    stored = Stored((tmp_path / "a.png").read_bytes())
+    data = replace(dataset(), images=[stored, stored, tmp_path / "a.png"])
+    assert [pixels(data.load_image(index)) for index in range(3)] == [[[[2] * 3, [1] * 3]]] * 3
+    part = data.subset(np.array([True, False, False]))
+    assert list(part.images) == [stored]
+    other = replace(data, images=[Stored(stored.content + b"\0"), stored, tmp_path / "a.png"])
+    same = replace(data, images=[tmp_path / "a.png"] * 3)
+    assert same.fingerprint() == data.fingerprint() != other.fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"), [(b"", "the file is empty"), (b"x", "it is not a picture of a known format")]
+)
+def test_a_stored_picture_that_cannot_be_read_says_where_it_is(content: bytes, reason: str) -> None:
+    with pytest.raises(UnreadableImage) as caught:
+        open_image(Stored(content))
+    assert str(caught.value) == f"image in memory cannot be read: {reason}"
+    assert pickle.loads(pickle.dumps(caught.value)).reason == reason
 
 
 def test_an_array_image_is_handed_out_as_it_is() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,10 +19,32 @@ from coterie.errors import DataError, did_you_mean, repeated, shortened
 PRESENT, ABSENT, UNKNOWN = 1, 0, -1
 
 
-class UnreadableImage(DataError):
-    """A picture that cannot be decoded; `reason` says why, without the path."""
+class StoredImage(ABC):
+    """A picture that is no file of its own: a member of an archive, a cell of a table.
 
-    def __init__(self, path: Path, reason: str) -> None:
+    `str()` says where it is, as a path does. Threads and processes read at the same time.
+    """
+
+    @property
+    @abstractmethod
+    def size(self) -> int:
+        """In bytes."""
+
+    @abstractmethod
+    def read(self) -> bytes:
+        """The bytes of the picture, encoded as in a file."""
+
+
+ImageSource = Path | StoredImage
+
+
+class UnreadableImage(DataError):
+    """A picture that cannot be decoded; `reason` says why, without the path.
+
+    `path` is a text for a picture that is no file of its own.
+    """
+
+    def __init__(self, path: Path | str, reason: str) -> None:
         # the arguments as they are: an exception is made anew from them when it comes from another process
         super().__init__(path, reason)
         self.path = path
@@ -34,14 +58,14 @@ class UnreadableImage(DataError):
 class MultiLabelDataset:
     """Images with multi-label targets.
 
-    `images`: N paths (as text too), or one uint8 array [N, H, W, 3] (RGB).
+    `images`: N paths (as text too) or StoredImages, or one uint8 array [N, H, W, 3] (RGB).
     `targets`: int8 [N, C], 1 present, 0 absent, -1 unknown.
     `splits`: N names, such as "train", "val", "test"; a name that starts with "test" is a test split.
     `image_ids`: N unique names that messages and predictions use. `notes`: what the reader had to say.
     Raises DataError where shapes, values, class names or splits do not fit.
     """
 
-    images: Sequence[Path] | npt.NDArray[np.uint8]
+    images: Sequence[ImageSource] | npt.NDArray[np.uint8]
     targets: npt.NDArray[np.int8]
     class_names: tuple[str, ...]
     splits: npt.NDArray[np.str_]
@@ -50,10 +74,9 @@ class MultiLabelDataset:
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if not isinstance(self.images, np.ndarray) and not all(
-            isinstance(path, Path) for path in self.images
-        ):
-            object.__setattr__(self, "images", [Path(path) for path in self.images])
+        if not isinstance(self.images, np.ndarray) and any(isinstance(image, str) for image in self.images):
+            paths = [Path(image) if isinstance(image, str) else image for image in self.images]
+            object.__setattr__(self, "images", paths)
         object.__setattr__(self, "class_names", tuple(self.class_names))
         object.__setattr__(self, "image_ids", tuple(self.image_ids))
         object.__setattr__(self, "splits", np.asarray(self.splits, dtype=np.str_))
@@ -147,23 +170,46 @@ class MultiLabelDataset:
         if isinstance(self.images, np.ndarray):
             digest.update(str(self.images.shape).encode() + np.ascontiguousarray(self.images).tobytes())
         else:
-            digest.update(b"".join(path.stat().st_size.to_bytes(8, "little") for path in self.images))
+            digest.update(b"".join(size_in_bytes(image).to_bytes(8, "little") for image in self.images))
         return digest.hexdigest()
 
+    def split_hash(self) -> str:
+        """SHA-256 over which image is in which split, in any order: equal where two people split alike.
 
-def open_image(path: Path) -> Image.Image:
-    """The picture at `path`, decoded, upright by its EXIF orientation, in 8-bit RGB; transparency is dropped.
+        Of the lines "split, tab, image id", sorted.
+        """
+        lines = [f"{split}\t{name}\n" for split, name in zip(self.splits, self.image_ids, strict=True)]
+        return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
+
+
+def open_image(source: ImageSource) -> Image.Image:
+    """The picture decoded, upright by its EXIF orientation, in 8-bit RGB; transparency is dropped.
 
     The first frame of an animation. Raises UnreadableImage (a DataError) that names the file and the reason.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(source if isinstance(source, Path) else io.BytesIO(source.read())) as image:
             image.load()
             return _rgb(_upright(image))
     except (
         Exception
     ) as error:  # on a damaged file decoders raise nearly anything: struct.error, IndexError...
-        raise UnreadableImage(path, _reason(path, error)) from None
+        place = source if isinstance(source, Path) else str(source)
+        raise UnreadableImage(place, _reason(source, error)) from None
+
+
+def size_in_bytes(source: ImageSource | npt.NDArray[np.uint8]) -> int:
+    """Of a picture as it is stored: a file, a part of one, or an array."""
+    if isinstance(source, np.ndarray):
+        return source.nbytes
+    return source.stat().st_size if isinstance(source, Path) else source.size
+
+
+def content_of(source: ImageSource | npt.NDArray[np.uint8]) -> bytes:
+    """The bytes of a picture as it is stored."""
+    if isinstance(source, np.ndarray):
+        return source.tobytes()
+    return source.read_bytes() if isinstance(source, Path) else source.read()
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -184,11 +230,11 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _reason(path: Path, error: Exception) -> str:
+def _reason(source: ImageSource, error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return "there is no such file"
-    if isinstance(error, IsADirectoryError) or path.is_dir():
+    if isinstance(error, IsADirectoryError) or (isinstance(source, Path) and source.is_dir()):
         return "it is a folder"
     if isinstance(error, UnidentifiedImageError):
-        return "it is not a picture of a known format" if path.stat().st_size else "the file is empty"
+        return "it is not a picture of a known format" if size_in_bytes(source) else "the file is empty"
     return str(error) or type(error).__name__
