@@ -95,31 +95,95 @@ class ScenesConfig(Section):
     )
 
 
+class CocoConfig(Section):
+    """MS-COCO, and other data in its format."""
+
+    year: int | None = Field(
+        None, ge=1, description="of the annotation files, where the folder holds several years: 2014 or 2017"
+    )
+    crowd: Literal["positive", "ignore", "negative"] = Field(
+        "positive",
+        description="a class that only crowd regions show: present, unknown or absent; the paper counts it "
+        "as present",
+    )
+
+
+class VocConfig(Section):
+    """PASCAL VOC, and other data in its layout."""
+
+    year: int | None = Field(
+        None, ge=1, description="where the VOCdevkit holds several years, such as 2007 and 2012"
+    )
+    difficult: Literal["positive", "ignore", "negative"] = Field(
+        "ignore", description="a class that only difficult objects show: present, unknown or absent"
+    )
+
+
+class HuggingFaceConfig(Section):
+    """A dataset of the Hugging Face library `datasets`."""
+
+    configuration: str | None = Field(None, description="of a dataset that has several")
+    revision: str | None = Field(None, description="of a dataset on the Hub: a branch, tag or commit")
+
+
+class WebDatasetConfig(Section):
+    """WebDataset shards: which members of a sample hold the picture and the labels, by extension."""
+
+    image: str | None = Field(None, min_length=1, description="such as jpg; by default the only picture")
+    labels: str | None = Field(
+        None, min_length=1, description="such as json; by default json, cls or txt, the first there is"
+    )
+
+
 class DataConfig(Section):
     """Where images and labels come from; `data=PATH` is short for `data.source=PATH`."""
 
-    source: str = Field("scenes", min_length=1, description="'scenes', or a table: CSV, TSV or Parquet")
+    source: str = Field(
+        "scenes",
+        min_length=1,
+        description="'scenes', a table (CSV, TSV or Parquet), or a folder or files of a format below",
+    )
+    format: Literal["auto", "scenes", "table", "coco", "nuswide", "voc", "huggingface", "webdataset"] = Field(
+        "auto", description="what data.source is; by default told from what lies there"
+    )
     image_root: Path | None = Field(
-        None, description="folder of the images; by default the table's own folder"
+        None, description="folder of the images; by default the table's own folder, or the format's layout"
     )
     image_column: str = "image"
     labels_column: str = "labels"
     split_column: str = "split"
     delimiter: str = Field(";", min_length=1, description="what stands between the labels of an image")
-    val_fraction: float = Field(0.1, gt=0, lt=1, description="share of validation where the table names none")
+    val_fraction: float = Field(0.1, gt=0, lt=1, description="share of validation where the data name none")
     test_fraction: float = Field(
-        0.1, ge=0, lt=1, description="share of test where the table names no split; 0 is no test split"
+        0.1, ge=0, lt=1, description="share of test where the data name no split; 0 is no test split"
+    )
+    official_val: Literal["train", "val", "test"] | None = Field(
+        None,
+        description="what the published val is used as; by default test for COCO, NUS-WIDE and VOC 2012, "
+        "a part of train for VOC 2007, val for the rest",
+    )
+    unlabelled: Literal["drop", "keep"] | None = Field(
+        None,
+        description="images without a label; by default dropped from COCO and NUS-WIDE, as the paper does, "
+        "and kept in the rest",
     )
     class_names: tuple[str, ...] | None = Field(
         None, description="the list of classes, in their order: any other label is an error"
     )
     min_positives: int = Field(0, ge=0, description="leave out classes with fewer training images than this")
+    on_missing: Literal["error", "skip"] = Field(
+        "error", description="what to do with an image that is not there"
+    )
     on_corrupt: Literal["error", "skip"] = Field(
         "error", description="what to do with an image that cannot be read"
     )
     cache_gb: float = Field(2.0, ge=0, description="keep the resized images in memory if they fit into this")
     workers: int = Field(0, ge=0, description="processes that prepare images beside the training")
     scenes: ScenesConfig = ScenesConfig()
+    coco: CocoConfig = CocoConfig()
+    voc: VocConfig = VocConfig()
+    huggingface: HuggingFaceConfig = HuggingFaceConfig()
+    webdataset: WebDatasetConfig = WebDatasetConfig()
 
 
 class AugmentConfig(Section):
@@ -376,7 +440,7 @@ class Config(Section):
         folder = source.parent.resolve() if source.parent.name == ".." else source.parent
         words = (
             *([folder.name] if folder.name else []),
-            source.stem,
+            re.sub(r"[{}*?,]+", "-", source.stem),  # a pattern of shards
             re.sub(r"[^\w.-]+", "-", self.model.name),
             *([self.model.head] if self.model.head != "linear" else []),
             *([str(self.model.image_size)] if self.model.image_size else []),

@@ -57,3 +57,8 @@ def listed(parts: Sequence[str], most: int = 5) -> str:
 def repeated(names: Iterable[str]) -> list[str]:
     """The names that stand more than once, each once and sorted."""
     return sorted(name for name, times in Counter(names).items() if times > 1)
+
+
+def counted(number: int, one: str, many: str | None = None) -> str:
+    """`"1 image"`, `"1,200 images"`: a number and what it counts; `many` where an s does not make it so."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"

@@ -81,14 +81,16 @@ def evaluation_config(checkpoint: Checkpoint, words: Iterable[str]) -> tuple[Con
             "device and precision"
         )
     same = Path(config.data.source).resolve() == Path(trained.data.source).resolve()
-    for key in ("val_fraction", "test_fraction"):
+    for key in ("val_fraction", "test_fraction", "official_val", "unlabelled"):
         if same and getattr(config.data, key) != getattr(trained.data, key):
             raise ConfigError(
                 f"data.{key} is {getattr(trained.data, key)} in this run: another one would draw splits anew "
                 "and measure on training images; leave it out"
             )
-    if not same and "image_root" not in given["data"]:
-        config = config.model_copy(update={"data": config.data.model_copy(update={"image_root": None})})
+    if not same:  # where images lie, and in which format, is of the other data
+        own = {"image_root": None, "format": "auto"}
+        changes = {key: value for key, value in own.items() if key not in given["data"]}
+        config = config.model_copy(update={"data": config.data.model_copy(update=changes)})
     return config, same
 
 

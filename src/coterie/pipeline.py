@@ -183,7 +183,8 @@ def _chosen(trainings: Sequence[Training], only: Sequence[str] | None) -> set[st
 
 def _announce(dataset: MultiLabelDataset, console: Console) -> None:
     counts = ", ".join(f"{len(dataset.indices(name))} {name}" for name in dataset.split_names)
-    say(console, f"{dataset.name}: {dataset.num_classes} classes, {counts} images")
+    split = dataset.split_hash()[:12]
+    say(console, f"{dataset.name}: {dataset.num_classes} classes, {counts} images; split {split}")
     for note in dataset.notes:
         say(console, f"note: {note}")
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from coterie.config import Config
 from coterie.data.dataset import MultiLabelDataset
-from coterie.data.reading import read_dataset
-from coterie.data.splits import check_labels, ensure_splits, filter_classes
+from coterie.data.reading import read_dataset, with_splits
+from coterie.data.splits import check_labels, filter_classes
 from coterie.diagnostics import describe_partition, seed_agreement
 from coterie.labels import CooccurrenceGraph, Partition, partition_labels
 
@@ -20,7 +20,7 @@ REPEATS = 3
 def prepare_data(config: Config, dataset: MultiLabelDataset | None = None) -> MultiLabelDataset:
     """The dataset as a run uses it: splits made where there are none, classes chosen, labels checked."""
     dataset = read_dataset(config.data, config.seed) if dataset is None else dataset
-    dataset = ensure_splits(dataset, config.data.val_fraction, config.data.test_fraction, config.seed)
+    dataset = with_splits(dataset, config)
     dataset = filter_classes(dataset, config.data.min_positives)
     return replace(dataset, notes=(*dataset.notes, *check_labels(dataset)))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -24,7 +23,7 @@ def write(
     images: str = "a.jpg b.jpg c.jpg",
     encoding: str = "utf-8",
 ) -> Path:
-    """A table, and a file for each of `images`: the reader looks whether they are there."""
+    """A table, and a file for each of `images`."""
     for image in images.split():
         path = folder / image
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -96,6 +95,21 @@ def test_parquet_labels_may_be_lists_whose_items_are_not_split(tmp_path: Path) -
     assert data.class_names == ("a;b", "c")
     assert data.targets.tolist() == [[1, 1], [0, 0], [0, 1]]
     assert data.image_ids == ("1", "2", "3")
+
+
+@pytest.mark.parametrize("cells", [("['cat', 'dog']", "[]", "['dog']"), ('["cat", "dog"]', "", "[ 'dog' ]")])
+def test_lists_that_pandas_wrote_as_text_are_read_as_lists(tmp_path: Path, cells: tuple[str, ...]) -> None:
+    quoted = ('"' + cell.replace('"', '""') + '"' for cell in cells)
+    rows = "".join(f"{name}.jpg,{cell}\n" for name, cell in zip("abc", quoted, strict=True))
+    data = read_table(write(tmp_path, "image,labels\n" + rows))
+    assert data.class_names == ("cat", "dog")
+    assert data.targets.tolist() == [[1, 1], [0, 0], [0, 1]]
+
+
+@pytest.mark.parametrize("cell", ["['cat' 'dog']", "[cat, dog]", "['cat', 5]", "['cat'], ['dog']"])
+def test_other_texts_in_brackets_are_names_as_they_stand(tmp_path: Path, cell: str) -> None:
+    data = read_table(write(tmp_path, f"image,labels\na.jpg,\"{cell}\"\nb.jpg,['emu']\n"))
+    assert data.class_names == tuple(sorted(("['emu']", cell)))
 
 
 def test_parquet_class_columns_may_be_numbers_booleans_and_missing(tmp_path: Path) -> None:
@@ -200,8 +214,6 @@ def test_usual_names_of_splits_are_understood_and_others_kept(tmp_path: Path) ->
 def test_images_lie_beside_the_table_or_in_image_root(tmp_path: Path) -> None:
     table = write(tmp_path / "tables", "image,labels\nx/a.jpg,cat\n", images="../pictures/x/a.jpg")
     assert read_table(table, image_root=tmp_path / "pictures").images[0] == tmp_path / "pictures/x/a.jpg"
-    assert "data.image_root names another folder" in error(table)
-    assert "is not a folder" in error(table, image_root=tmp_path / "picture")
 
 
 def test_absolute_image_paths_stand_as_they_are(tmp_path: Path) -> None:
@@ -353,35 +365,6 @@ def test_a_folder_linked_under_another_name_holds_the_same_images(tmp_path: Path
     table = write(tmp_path, "image,labels,split\nx/a.jpg,cat,train\ny/a.jpg,cat,test\n", images="x/a.jpg")
     (tmp_path / "y").symlink_to(tmp_path / "x")
     assert "in two splits" in error(table)
-
-
-def test_images_that_are_not_there_are_counted_and_named(tmp_path: Path) -> None:
-    rows = "".join(f"{i}.jpg,cat\n" for i in range(8))
-    table = write(tmp_path, f"image,labels\n{rows}a.jpg,cat\n", images="a.jpg 7.jpg")
-    assert error(table) == (
-        f"7 of 9 images of {table} are not in {tmp_path}: '0.jpg', '1.jpg', '2.jpg', '3.jpg', '4.jpg' "
-        "and 2 more; data.image_root names another folder"
-    )
-
-
-def test_a_text_too_long_for_a_path_is_a_missing_image(tmp_path: Path) -> None:
-    assert "1 of 1 image of" in error(write(tmp_path, f"image,labels\n{'x' * 5000},cat\n"))
-
-
-def test_links_to_images_are_followed_and_broken_ones_missing(tmp_path: Path) -> None:
-    table = write(tmp_path, "image,labels\nlink.jpg,cat\n", images="a.jpg")
-    (tmp_path / "link.jpg").symlink_to(tmp_path / "a.jpg")
-    assert len(read_table(table)) == 1
-    (tmp_path / "a.jpg").unlink()
-    assert "'link.jpg'" in error(table)
-
-
-def test_forty_thousand_missing_images_are_found_in_seconds(tmp_path: Path) -> None:
-    rows = "".join(f"folder{i % 10}/{i}.jpg,label{i % 80};label{i % 79}\n" for i in range(40_000))
-    table = write(tmp_path, "image,labels\n" + rows)
-    start = time.perf_counter()
-    assert "40,000 of 40,000 images" in error(table)
-    assert time.perf_counter() - start < 10
 
 
 def test_a_real_table_of_4500_photographs() -> None:

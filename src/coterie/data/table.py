@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import csv
 import io
 import math
-import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,14 +19,22 @@ import pyarrow
 import pyarrow.parquet
 
 from coterie.data.dataset import ABSENT, PRESENT, UNKNOWN, MultiLabelDataset
-from coterie.errors import ConfigError, DataError, did_you_mean, listed, repeated, shortened
+from coterie.data.presence import places_of
+from coterie.data.targets import split_notes, targets_of_names, usual_split
+from coterie.errors import ConfigError, DataError, counted, did_you_mean, listed, repeated, shortened
 
-SPLIT_ALIASES = {"training": "train", "valid": "val", "validation": "val", "dev": "val"}
 CELL_VALUES = {
     **dict.fromkeys(("1", "1.0", "true"), PRESENT),
     **dict.fromkeys(("0", "0.0", "false"), ABSENT),
     **dict.fromkeys(("-1", "-1.0", ""), UNKNOWN),
 }
+
+TABLE_SUFFIXES = (".csv", ".tsv", ".txt", ".parquet")
+
+# Names in quotes with commas between them: without the commas, Python takes two texts for one.
+LIST_IN_TEXT = re.compile(
+    r"""\[\s*(?:{name}(?:\s*,\s*{name})*)?\s*\]""".format(name=r"""(?:'[^'\\\n]*'|"[^"\\\n]*")""")
+)
 
 Labels = tuple[npt.NDArray[np.int8], Sequence[str], list[str]]  # targets [N, C], class names, notes
 
@@ -42,10 +51,11 @@ def read_table(
 ) -> MultiLabelDataset:
     """The dataset of a .csv, .tsv, .txt or .parquet table with one row for each image.
 
-    With `labels_column`, each row names its labels, joined by `delimiter` (in Parquet also a list); classes
-    are sorted by name. Without it every other column is a class, in column order: 1/True present, 0/False
+    With `labels_column`, each row names its labels, joined by `delimiter` or as a list; classes are sorted by
+    name. Without it every other column is a class, in column order: 1/True present, 0/False
     absent, -1 or empty unknown. `class_names` closes the list of classes and sets their order. Image paths
-    start from `image_root`, else from the table's folder. Without `split_column` all splits are "".
+    start from `image_root`, else from the table's folder; nobody looks whether the images are there. Without
+    `split_column` all splits are "".
     Raises DataError that names the row where something is wrong.
     """
     if not delimiter:
@@ -67,8 +77,7 @@ def read_table(
     if not positives.any():
         raise DataError(f"no image of {table.path} has a label; a training needs images with labels")
     if not positives.all():
-        notes = [*notes, _count(int((~positives).sum()), "image has no label", "images have no label")]
-    _check_files(table, image_ids, images, root, image_root is not None)
+        notes = [*notes, counted(int((~positives).sum()), "image has no label", "images have no label")]
     return MultiLabelDataset(
         images=images,
         targets=targets,
@@ -93,9 +102,9 @@ class _Table:
 
 
 def _read_rows(path: Path) -> _Table:
-    readers = {".csv": _read_text, ".tsv": _read_text, ".txt": _read_text, ".parquet": _read_parquet}
-    if path.suffix.lower() not in readers:
-        raise DataError(f"table {path} must end in {', '.join(readers)}; export it as one of these")
+    suffix = path.suffix.lower()
+    if suffix not in TABLE_SUFFIXES:
+        raise DataError(f"table {path} must end in {', '.join(TABLE_SUFFIXES)}; export it as one of these")
     if not path.is_file():
         why = "is a folder; name the file in it" if path.is_dir() else "is not there"
         beside = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
@@ -103,7 +112,7 @@ def _read_rows(path: Path) -> _Table:
     if path.stat().st_size == 0:
         raise DataError(f"table {path} is empty; it needs a header and a row for each image")
     try:
-        table = readers[path.suffix.lower()](path)
+        table = _read_parquet(path) if suffix == ".parquet" else _read_text(path)
     except (OSError, pyarrow.ArrowException) as error:
         raise DataError(f"table {path} cannot be read: {error}; check the file or write it again") from None
     if not table.places:
@@ -142,7 +151,7 @@ def _read_text(path: Path) -> _Table:
     for row, place in zip(rows[1:], places[1:], strict=True):
         if len(row) != len(header):
             raise DataError(
-                f"{place} of {path} has {_count(len(row), 'cell')}, but the header has {len(header)}; "
+                f"{place} of {path} has {counted(len(row), 'cell')}, but the header has {len(header)}; "
                 f"put a cell that holds {'a tab' if tabs else 'a comma'} in double quotes"
             )
     return _Table(path, _by_name(path, header, list(zip(*rows[1:], strict=True))), places[1:])
@@ -178,7 +187,7 @@ def _image_ids(table: _Table, image_column: str) -> list[str]:
         if not isinstance(cell, str | int | None):
             raise DataError(
                 f"{place} of {table.path}: column '{image_column}' holds {type(cell).__name__}, not paths; "
-                "write the images to files and put their paths in the table"
+                "write the images to files and put their paths in the table, or try data.format=huggingface"
             )
     image_ids = table.text(image_column)
     empty = [place for name, place in zip(image_ids, table.places, strict=True) if not name]
@@ -191,31 +200,20 @@ def _image_ids(table: _Table, image_column: str) -> list[str]:
 
 
 def _splits(table: _Table, split_column: str) -> tuple[list[str], list[str]]:
-    """The split of each row: train, val and test in any case, aliases of them, other names as they stand."""
+    """The split of each row, and notes on names that are read as others."""
     if split_column not in table.columns:
         return [""] * len(table.places), []
     written = table.text(split_column)
-    renamed = {
-        name: SPLIT_ALIASES.get(
-            name.lower(), name.lower() if name.lower() in ("train", "val", "test") else name
-        )
-        for name in dict.fromkeys(written)
-    }
-    notes = [
-        f"split '{name}' is read as '{split}'"
-        for name, split in renamed.items()
-        if name.lower() != split.lower()
-    ]
-    return [renamed[name] for name in written], notes
+    return [usual_split(name) for name in written], split_notes(written)
 
 
 def _check_each_image_once(
     table: _Table, image_ids: Sequence[str], images: Sequence[Path], splits: Sequence[str]
 ) -> None:
-    first: dict[Path, int] = {}
+    first: dict[str, int] = {}
     within, across = [], []
-    for row, path in enumerate(_real_paths(images)):
-        earlier = first.setdefault(path, row)
+    for row, place in enumerate(places_of(images)):
+        earlier = first.setdefault(place, row)
         if earlier == row:
             continue
         if splits[earlier] == splits[row]:
@@ -227,23 +225,14 @@ def _check_each_image_once(
             )
     if across:
         raise DataError(
-            f"{_count(len(across), 'image')} of {table.path} in two splits: {listed(across)}; "
+            f"{counted(len(across), 'image')} of {table.path} in two splits: {listed(across)}; "
             "keep each in one split, else the metrics are measured on training images"
         )
     if within:
         raise DataError(
-            f"{_count(len(within), 'image')} of {table.path} in two rows: {listed(within)}; "
+            f"{counted(len(within), 'image')} of {table.path} in two rows: {listed(within)}; "
             "put all labels of an image in one row"
         )
-
-
-def _real_paths(images: Sequence[Path]) -> list[Path]:
-    """Paths that are equal for `a.jpg`, `./a.jpg` and `folder/../a.jpg`; links to a file are not followed."""
-    folders: dict[Path, Path] = {}
-    for path in images:
-        if path.parent not in folders:
-            folders[path.parent] = path.parent.resolve()
-    return [folders[path.parent] / path.name for path in images]
 
 
 def _joined_labels(
@@ -257,23 +246,11 @@ def _joined_labels(
                 f"{place} of {table.path}: column '{column}' holds {type(odd[0]).__name__}, not label names; "
                 "write the names as text, or as lists of text"
             )
+    cells = _lists_from_text(cells)
     labels_of_rows = [_labels_of_cell(cell, delimiter) for cell in cells]
-    used = set().union(*labels_of_rows)
-    classes = sorted(used) if class_names is None else list(class_names)
-    position = {name: index for index, name in enumerate(classes)}
-    outside = used.difference(position)
-    if outside:
-        row, label = next(
-            (row, label) for row, labels in enumerate(labels_of_rows) for label in labels if label in outside
-        )
-        more = f" (nor {_count(len(outside) - 1, 'other label')})" if len(outside) > 1 else ""
-        raise DataError(
-            f"label '{label}' of image {image_ids[row]} ({table.places[row]} of {table.path}) "
-            f"is not one of the {len(classes)} classes{more}{did_you_mean(label, classes)}"
-        )
-    targets = np.full((len(cells), len(classes)), ABSENT, dtype=np.int8)
-    for row, labels in enumerate(labels_of_rows):
-        targets[row, [position[label] for label in labels]] = PRESENT
+    targets, classes = targets_of_names(
+        labels_of_rows, class_names, lambda row: f"{image_ids[row]} ({table.places[row]} of {table.path})"
+    )
     notes = []
     other = next((mark for mark in ";|," if _is_in_a_cell(cells, mark)), None)
     if other and not any(len(labels) > 1 for labels in labels_of_rows):
@@ -282,6 +259,18 @@ def _joined_labels(
             f"is data.delimiter, now '{delimiter}', the mark between labels?"
         )
     return targets, classes, notes
+
+
+def _lists_from_text(cells: list[Any]) -> list[Any]:
+    """The lists that cells such as "['clouds', 'sky']" stand for, as pandas writes them to a CSV.
+
+    Cells as they are, unless all of those that hold something hold such a list.
+    """
+    written = {cell for cell in cells if isinstance(cell, str) and cell.strip()}
+    if not written or not all(LIST_IN_TEXT.fullmatch(cell.strip()) for cell in written):
+        return cells
+    lists = {cell: ast.literal_eval(cell.strip()) for cell in written}
+    return [lists.get(cell, cell) if isinstance(cell, str) else cell for cell in cells]
 
 
 def _labels_of_cell(cell: object, delimiter: str) -> dict[str, None]:
@@ -337,16 +326,16 @@ def _class_columns(
         empty += sum(times for cell, times in counts.items() if _cell_text(cell) == "")
     if empty and not (targets == ABSENT).any():
         raise DataError(
-            f"no class column of {table.path} holds a 0, but {_count(empty, 'cell is', 'cells are')} empty, "
+            f"no class column of {table.path} holds a 0, but {counted(empty, 'cell is', 'cells are')} empty, "
             "which means unknown; write 0 where a class is absent"
         )
     notes = []
     unread = [name for name in found if name not in set(classes)]
     if unread:
-        columns = _count(len(unread), "column is", "columns are")
+        columns = counted(len(unread), "column is", "columns are")
         notes.append(f"{columns} none of the classes and not read: {shortened(unread)}")
     if empty:
-        notes.append(f"{_count(empty, 'empty cell is', 'empty cells are')} read as unknown")
+        notes.append(f"{counted(empty, 'empty cell is', 'empty cells are')} read as unknown")
     return targets, classes, notes
 
 
@@ -374,48 +363,3 @@ def _check_class_columns(
 
 def _cell_text(cell: object) -> str:
     return "" if _is_missing(cell) else str(cell).strip().lower()
-
-
-def _check_files(
-    table: _Table, image_ids: Sequence[str], images: Sequence[Path], root: Path, given_root: bool
-) -> None:
-    if given_root and not root.is_dir():
-        raise DataError(
-            f"data.image_root {root} is not a folder; name the folder that the image paths start from"
-        )
-    listed: dict[Path, frozenset[str]] = {}
-    missing = []
-    for name, path in zip(image_ids, images, strict=True):
-        if path.parent not in listed:
-            listed[path.parent] = _files(path.parent)
-        # A name that is not listed may yet be a link, or be there in another case or Unicode form.
-        if path.name not in listed[path.parent] and not _exists(path):
-            missing.append(name)
-    if missing:
-        hint = (
-            "their paths start from data.image_root" if given_root else "data.image_root names another folder"
-        )
-        raise DataError(
-            f"{len(missing):,} of {_count(len(images), 'image')} of {table.path} are not in {root}: "
-            f"{shortened(missing)}; {hint}"
-        )
-
-
-def _files(folder: Path) -> frozenset[str]:
-    # One listing for each folder: on a network disk a look at each of 100,000 files takes minutes.
-    try:
-        with os.scandir(folder) as entries:
-            return frozenset(entry.name for entry in entries if not entry.is_symlink())
-    except OSError:
-        return frozenset()
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError:  # a text too long to be a path
-        return False
-
-
-def _count(number: int, one: str, many: str | None = None) -> str:
-    return f"{number:,} {one if number == 1 else many or one + 's'}"
