@@ -7,6 +7,7 @@ import errno
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -22,11 +23,16 @@ from torch import nn
 
 from coterie.cli import main
 from coterie.config import load_config
+from coterie.data.dataset import MultiLabelDataset
+from coterie.data.reading import read_dataset
+from coterie.data.table import read_table
 from coterie.metrics import multilabel_metrics
 from coterie.pipeline import Run
+from coterie.predictor import load_classifier
 from coterie.recipe import recipe_names
 from coterie.runfolder import RunFolder
 from coterie.trainer import Trainer
+from tests.layouts import write_coco, write_json, write_tar
 from tests.tiny import CLASS_NAMES, RUN_WORDS, SIDE, Net, change_line, make_dataset, write_table
 
 OWN_MODEL = ("--model", "tests.tiny:Net")
@@ -63,6 +69,23 @@ def table(tmp_path: Path) -> Path:
 
 def run_words(table: Path, out: Path, *changes: str) -> list[str]:
     return ["run", *RUN_WORDS, f"data={table}", f"out={out}", *changes]
+
+
+def write_tiny_coco(folder: Path) -> Path:
+    """The tiny dataset as COCO 2017: its train and val images in train, its test images in val."""
+    dataset = make_dataset()
+    splits: dict[str, dict[str, list[tuple[str, bool]]]] = {"train": {}, "val": {}}
+    for index in np.flatnonzero(dataset.splits != "test_shifted").tolist():
+        split = "val" if dataset.splits[index] == "test" else "train"
+        name = dataset.image_ids[index]
+        splits[split][name] = [(label, False) for label in labels_of(dataset, index)]
+        (folder / f"{split}2017").mkdir(parents=True, exist_ok=True)
+        dataset.load_image(index).save(folder / f"{split}2017" / name)
+    return write_coco(folder, splits, CLASS_NAMES[::-1], year="2017", images=None)
+
+
+def labels_of(dataset: MultiLabelDataset, index: int) -> list[str]:
+    return [dataset.class_names[column] for column in np.flatnonzero(dataset.targets[index] == 1)]
 
 
 def assert_refused(outcome: Outcome, *parts: str, status: int = 1) -> None:
@@ -133,6 +156,72 @@ def test_help_and_partitions_do_not_wait_for_torch() -> None:
         assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
+# run: other formats than tables
+
+
+def test_a_run_goes_from_coco_annotations_to_metrics(coterie_command: Command, tmp_path: Path) -> None:
+    coco = write_tiny_coco(tmp_path / "coco")
+    outcome = coterie_command(*run_words(coco, tmp_path / "run", "data.val_fraction=0.2"))
+    assert outcome.status == 0, outcome.error
+    lines = outcome.output.splitlines()
+    data = read_dataset(load_config([f"data={coco}"]).data)
+    images = len(data.indices("test"))
+    assert re.match(
+        rf"COCO 2017: 4 classes, \d+ train, \d+ val, {images} test images; split \w{{12}}$", lines[0]
+    )
+    assert any("the published val is the test split" in line for line in lines)
+    student = load_classifier(tmp_path / "run", Net)
+    assert student.class_names == data.class_names == CLASS_NAMES[::-1]
+    test = data.subset(data.indices("test"))
+    mean = multilabel_metrics(student.scores(list(test.images)), test.targets)["mAP"]
+    (row,) = [line.split() for line in lines if "test mAP" in line]
+    assert float(row[-2]) == pytest.approx(mean, abs=0.006)
+    again = coterie_command("evaluate", tmp_path / "run", f"data={coco}", *OWN_MODEL)
+    assert f"{mean:.2f}" in again.output
+
+
+def test_a_run_reads_shards_in_place_with_loading_processes(coterie_command: Command, tmp_path: Path) -> None:
+    dataset = make_dataset()
+    for split in dataset.split_names:
+        members: list[tuple[str, bytes | str]] = []
+        for index in dataset.indices(split):
+            buffer = io.BytesIO()
+            dataset.load_image(index).save(buffer, "PNG")
+            labels = ";".join(labels_of(dataset, index))
+            members += [(f"{index}.png", buffer.getvalue()), (f"{index}.txt", labels)]
+        write_tar(tmp_path / "shards" / f"{split}-000.tar", members)
+    words = run_words(tmp_path / "shards", tmp_path / "run", "data.workers=1", "data.cache_gb=0")
+    outcome = coterie_command(*words)
+    assert outcome.status == 0, outcome.error
+    assert "test mAP" in outcome.output
+    assert not list((tmp_path / "shards").glob("*.png"))
+
+
+# inspect
+
+
+def test_inspect_shows_the_data_and_writes_all_of_it(coterie_command: Command, tmp_path: Path) -> None:
+    coco = write_tiny_coco(tmp_path / "coco")
+    (coco / "val2017" / "036.png").unlink()
+    out = tmp_path / "report.json"
+    outcome = coterie_command("inspect", f"data={coco}", "--pairs", "1", "--out", out)
+    assert outcome.status == 0
+    assert outcome.output.startswith("COCO 2017 (coco), 4 classes")
+    assert "images are not there: 'val2017/036.png'; data.image_root" in outcome.output
+    report = json.loads(out.read_text())
+    assert report["missing"] == ["val2017/036.png"]
+    assert report["class_names"] == ["stripes", "blue", "green", "red"]
+    assert len(report["pairs"]) == 1
+    assert f"split: {report['split_hash']}" in outcome.output.splitlines()
+
+
+def test_inspect_refuses_what_is_no_data(coterie_command: Command, tmp_path: Path) -> None:
+    write_json(tmp_path / "annotations" / "captions_val2017.json", {})
+    assert_refused(
+        coterie_command("inspect", f"data={tmp_path}"), "'captions_val2017.json'", "instances_val2014"
+    )
+
+
 # run: what is printed
 
 
@@ -143,7 +232,9 @@ def test_a_run_prints_plain_lines_and_the_results(
     assert outcome.status == 0
     assert outcome.error == ""
     lines = outcome.output.splitlines()
-    assert lines[0] == "labels.csv: 4 classes, 24 train, 12 val, 12 test, 12 test_shifted images"
+    split = read_table(table).split_hash()[:12]
+    images = "24 train, 12 val, 12 test, 12 test_shifted images"
+    assert lines[0] == f"labels.csv: 4 classes, {images}; split {split}"
     assert lines[1] == "note: 1 image has no label"
     assert lines[2].startswith("baseline: val mAP ")
     assert sum(line.startswith("teachers/") for line in lines) == 4

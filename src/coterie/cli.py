@@ -164,6 +164,38 @@ def ablate(
 
 
 @app.command()
+def inspect(
+    words: SettingWords = None,
+    pairs: Annotated[int, typer.Option(min=0, help="How many of the strongest companions to show.")] = 10,
+    same_content: Annotated[
+        bool, typer.Option("--same-content", help="Also find pictures with the same bytes: reads many files.")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Write all of it, with every missing image, to this JSON file.")
+    ] = None,
+) -> None:
+    """Show what a dataset holds: images found and missing, labels, companions, the hash of its split.
+
+    Example: coterie inspect data=coco
+
+    No picture is decoded, and images may be missing.
+    """
+    from coterie.config import load_config
+    from coterie.files import atomic_write
+    from coterie.inspection import inspect_data, inspection_lines, inspection_tables
+    from coterie.progress import say
+
+    inspection = inspect_data(load_config(words or ()), pairs, same_content)
+    console = Console()
+    for table in inspection_tables(inspection):
+        console.print(table)
+    for line in inspection_lines(inspection):
+        say(console, line)
+    if out is not None:
+        atomic_write(out, json.dumps(inspection.to_json(), indent=1, ensure_ascii=False))
+
+
+@app.command()
 def partition(
     words: SettingWords = None,
     out: Annotated[Path | None, typer.Option(help="Folder to write the partitions to, as JSON.")] = None,
