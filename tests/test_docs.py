@@ -30,8 +30,8 @@ LINK = re.compile(r"\]\(([^)\s]+)\)")
 NAMED_PATH = re.compile(
     r"`((?:[\w.-]+/)*[\w.-]+\.(?:py|md|txt|toml|yml|yaml)|(?:src|tests|docs|benchmarks)(?:/\w+)*)`"
 )
-# Files of a run or of a person, not of the repository.
-NOT_OURS = {"config.yaml", "FILE.yaml", "ablation.md"}
+# Files of a run, of a person or of a dataset, not of the repository.
+NOT_OURS = {"config.yaml", "FILE.yaml", "ablation.md", "Concepts81.txt", "classnames.txt"}
 PLACEHOLDERS = {"key=value", "recipe=FILE.yaml"}
 COMMANDS: Any = typer.main.get_command(app)
 

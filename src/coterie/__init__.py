@@ -9,9 +9,14 @@ if TYPE_CHECKING:
     from coterie.ablation import ablate
     from coterie.api import evaluate, fit
     from coterie.config import Config, load_config
-    from coterie.data.dataset import MultiLabelDataset
+    from coterie.data.coco import read_coco
+    from coterie.data.dataset import MultiLabelDataset, StoredImage
+    from coterie.data.huggingface import read_huggingface
+    from coterie.data.nuswide import read_nuswide
     from coterie.data.scenes import SceneSizes, make_scenes
     from coterie.data.table import read_table
+    from coterie.data.voc import read_voc
+    from coterie.data.webdataset import read_webdataset
     from coterie.errors import CoterieError
     from coterie.labels import CooccurrenceGraph, Partition, partition_labels
     from coterie.metrics import multilabel_metrics
@@ -28,6 +33,7 @@ __all__ = [
     "Predictor",
     "Run",
     "SceneSizes",
+    "StoredImage",
     "ablate",
     "evaluate",
     "fit",
@@ -36,7 +42,12 @@ __all__ = [
     "make_scenes",
     "multilabel_metrics",
     "partition_labels",
+    "read_coco",
+    "read_huggingface",
+    "read_nuswide",
     "read_table",
+    "read_voc",
+    "read_webdataset",
     "run",
 ]
 
@@ -45,9 +56,14 @@ _MODULES = {
     "coterie.ablation": ("ablate",),
     "coterie.api": ("evaluate", "fit"),
     "coterie.config": ("Config", "load_config"),
-    "coterie.data.dataset": ("MultiLabelDataset",),
+    "coterie.data.coco": ("read_coco",),
+    "coterie.data.dataset": ("MultiLabelDataset", "StoredImage"),
+    "coterie.data.huggingface": ("read_huggingface",),
+    "coterie.data.nuswide": ("read_nuswide",),
     "coterie.data.scenes": ("SceneSizes", "make_scenes"),
     "coterie.data.table": ("read_table",),
+    "coterie.data.voc": ("read_voc",),
+    "coterie.data.webdataset": ("read_webdataset",),
     "coterie.errors": ("CoterieError",),
     "coterie.labels": ("CooccurrenceGraph", "Partition", "partition_labels"),
     "coterie.metrics": ("multilabel_metrics",),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import sys
 from pathlib import Path
 from typing import Any
@@ -169,4 +170,17 @@ def test_without_the_library_the_message_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    assert "pip install 'coterie[huggingface]'" in error(tmp_path)
+    assert "needs the package `datasets`: pip install 'datasets>=4'" in error(tmp_path)
+
+
+def test_a_library_that_runs_the_code_of_datasets_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datasets, "__version__", "3.6.0")
+    assert "needs a newer `datasets` than 3.6.0, which runs code" in error(tmp_path)
+
+
+def test_a_dataset_goes_to_other_processes(tmp_path: Path) -> None:
+    rows([[0], [1]]).save_to_disk(tmp_path)
+    data = pickle.loads(pickle.dumps(read_huggingface(str(tmp_path))))
+    assert np.array_equal(np.asarray(data.load_image(1)), pixels_of(1))

@@ -12,6 +12,9 @@ from coterie.data.dataset import ImageSource, MultiLabelDataset, StoredImage
 from coterie.data.targets import split_notes, targets_of_names, usual_split
 from coterie.errors import ConfigError, DataError, did_you_mean, shortened
 
+# From this version on the library runs no code of a dataset.
+OLDEST = 4
+INSTALL = f"pip install 'datasets>={OLDEST}'"
 # What `save_to_disk` writes: for several splits, for one.
 SAVED = ("dataset_dict.json", "state.json")
 
@@ -97,13 +100,7 @@ def is_saved(folder: Path) -> bool:
 
 def _load(source: str, configuration: str | None, revision: str | None) -> tuple[dict[str, Any], list[str]]:
     """The rows of each split, "" where the dataset has none, and notes on what is not taken for a split."""
-    try:
-        import datasets
-    except ModuleNotFoundError:
-        raise ConfigError(
-            f"reading {source} needs the package `datasets`, which is not installed: "
-            "pip install 'coterie[huggingface]'"
-        ) from None
+    datasets = _library(source)
     path = Path(source)
     try:
         if is_saved(path):
@@ -121,6 +118,19 @@ def _load(source: str, configuration: str | None, revision: str | None) -> tuple
     if list(loaded) == ["train"]:
         return {"": loaded["train"]}, ["its only split, train, counts as no split"]
     return dict(loaded), []
+
+
+def _library(source: str) -> Any:
+    try:
+        import datasets
+    except ModuleNotFoundError:
+        raise ConfigError(f"reading {source} needs the package `datasets`: {INSTALL}") from None
+    if int(datasets.__version__.partition(".")[0]) < OLDEST:
+        raise ConfigError(
+            f"reading {source} needs a newer `datasets` than {datasets.__version__}, which runs code that a "
+            f"dataset brings: {INSTALL}"
+        )
+    return datasets
 
 
 def _check_columns(rows: Any, name: str, columns: Sequence[str]) -> None:
