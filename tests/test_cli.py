@@ -734,11 +734,34 @@ def test_evaluate_refuses_settings_without_an_effect(
     assert_refused(coterie_command("evaluate", finished_run.folder, word, *OWN_MODEL), part)
 
 
+@pytest.mark.parametrize(
+    ("word", "before"),
+    [
+        ("data.test_fraction=0.5", "data.test_fraction is 0.1"),
+        ("data.unlabelled=drop", "data.unlabelled is not set"),
+        ("data.coco.crowd=ignore", "data.coco.crowd is positive"),
+    ],
+)
 def test_evaluate_refuses_to_draw_the_splits_of_the_run_anew(
-    coterie_command: Command, finished_run: Run
+    coterie_command: Command, finished_run: Run, word: str, before: str
 ) -> None:
-    outcome = coterie_command("evaluate", finished_run.folder, "data.test_fraction=0.5", *OWN_MODEL)
-    assert_refused(outcome, "data.test_fraction is 0.1 in this run: another one would draw splits anew")
+    outcome = coterie_command("evaluate", finished_run.folder, word, *OWN_MODEL)
+    assert_refused(outcome, f"{before} in this run: another one would draw splits anew")
+
+
+def test_evaluate_measures_on_data_of_another_format_with_classes_in_another_order(
+    coterie_command: Command, finished_run: Run, run_copy: Run, tmp_path: Path
+) -> None:
+    for name in ("baseline", "student"):
+        path = run_copy.folder / name / "checkpoint.json"
+        info = json.loads(path.read_text())
+        info["config"]["data"]["format"] = "table"  # said when it was trained, and not of the other data
+        path.write_text(json.dumps(info))
+    coco = write_tiny_coco(tmp_path / "coco")
+    words = (f"data={coco}", "data.unlabelled=keep")
+    outcome = coterie_command("evaluate", run_copy.folder, *words, *OWN_MODEL)
+    assert outcome.status == 0, outcome.error
+    assert f"{finished_run.metrics['test']['student']['mAP']:.2f}" in outcome.output
 
 
 def test_evaluate_says_which_classes_it_leaves_out(

@@ -330,6 +330,8 @@ def test_the_run_folder_is_named_by_data_model_k_and_seed() -> None:
     assert config.run_folder() == Path("runs/photos-birds-vit_tiny_patch16_224.augreg_in21k-k3-s7")
     assert load_config(["model=my.module:build"]).run_folder() == Path("runs/scenes-my.module-build-k5-s0")
     assert load_config(["out=x"]).run_folder() == Path("x")
+    shards = load_config(["data=shards/train-{000..099}.tar"])
+    assert shards.run_folder() == Path("runs/shards-train-000..099-resnet50-k5-s0")
 
 
 def test_the_run_folder_tells_heads_and_image_sizes_apart() -> None:

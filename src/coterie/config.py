@@ -65,6 +65,8 @@ HEAD_SECTIONS = {
 }
 
 Share = Annotated[float, Field(ge=0, le=1)]
+# What a class is that only doubtful objects show: present, unknown or absent.
+Doubtful = Literal["positive", "ignore", "negative"]
 
 
 class Section(BaseModel):
@@ -101,7 +103,7 @@ class CocoConfig(Section):
     year: int | None = Field(
         None, ge=1, description="of the annotation files, where the folder holds several years: 2014 or 2017"
     )
-    crowd: Literal["positive", "ignore", "negative"] = Field(
+    crowd: Doubtful = Field(
         "positive",
         description="a class that only crowd regions show: present, unknown or absent; the paper counts it "
         "as present",
@@ -114,7 +116,7 @@ class VocConfig(Section):
     year: int | None = Field(
         None, ge=1, description="where the VOCdevkit holds several years, such as 2007 and 2012"
     )
-    difficult: Literal["positive", "ignore", "negative"] = Field(
+    difficult: Doubtful = Field(
         "ignore", description="a class that only difficult objects show: present, unknown or absent"
     )
 
@@ -440,7 +442,7 @@ class Config(Section):
         folder = source.parent.resolve() if source.parent.name == ".." else source.parent
         words = (
             *([folder.name] if folder.name else []),
-            re.sub(r"[{}*?,]+", "-", source.stem),  # a pattern of shards
+            re.sub(r"-*[{}*?,]+-*", "-", source.stem).strip("-"),  # it may be a pattern of shards
             re.sub(r"[^\w.-]+", "-", self.model.name),
             *([self.model.head] if self.model.head != "linear" else []),
             *([str(self.model.image_size)] if self.model.image_size else []),

@@ -21,6 +21,11 @@ from coterie.trainer import predict_logits
 
 # The sections and settings that a measurement depends on.
 EVALUATION_SETTINGS = ("data", "threshold", "device", "precision")
+# Of the data: another value draws other splits of the same images.
+DRAWING_SETTINGS = (
+    *("val_fraction", "test_fraction", "official_val", "unlabelled"),
+    *("coco.year", "coco.crowd", "voc.year", "voc.difficult"),
+)
 SHOWN = ("mAP", "CF1", "OF1")
 EVALUATION_BATCH = 64
 
@@ -81,11 +86,13 @@ def evaluation_config(checkpoint: Checkpoint, words: Iterable[str]) -> tuple[Con
             "device and precision"
         )
     same = Path(config.data.source).resolve() == Path(trained.data.source).resolve()
-    for key in ("val_fraction", "test_fraction", "official_val", "unlabelled"):
-        if same and getattr(config.data, key) != getattr(trained.data, key):
+    before, after = (dict(leaves(one.data.model_dump(mode="json"))) for one in (trained, config))
+    for key in DRAWING_SETTINGS:
+        if same and after[key] != before[key]:
+            was = "not set" if before[key] is None else before[key]
             raise ConfigError(
-                f"data.{key} is {getattr(trained.data, key)} in this run: another one would draw splits anew "
-                "and measure on training images; leave it out"
+                f"data.{key} is {was} in this run: another one would draw splits anew and measure on "
+                "training images; leave it out"
             )
     if not same:  # where images lie, and in which format, is of the other data
         own = {"image_root": None, "format": "auto"}

@@ -147,9 +147,9 @@ def test_a_row_without_picture_and_a_label_out_of_range_are_named(tmp_path: Path
     kinds = datasets.Features(image=datasets.Image(), labels=datasets.List(datasets.Value("int64")))
     made = datasets.Dataset.from_dict({"image": [None], "labels": [[0]]}, features=kinds)
     made.save_to_disk(tmp_path / "none")
-    assert "row 0 of none/ has no picture in column 'image'" in error(tmp_path / "none", class_names=["a"])
+    assert "row 0 of none has no picture in column 'image'" in error(tmp_path / "none", class_names=["a"])
     rows([[0], [-1]]).save_to_disk(tmp_path / "hidden")
-    assert "label -1 of row 1 of hidden/ is no class: there are 3" in error(tmp_path / "hidden")
+    assert "label -1 of row 1 of hidden is no class: there are 3" in error(tmp_path / "hidden")
 
 
 def test_splits_of_different_classes_are_refused(tmp_path: Path) -> None:

@@ -41,6 +41,13 @@ def test_the_official_lists_give_targets_in_the_order_of_the_concepts(tmp_path: 
     assert data.notes == ()
 
 
+def test_images_without_a_label_are_dropped_as_in_the_papers(tmp_path: Path) -> None:
+    words = (f"data={small(tmp_path)}",)
+    dropped = read_dataset(load_config(words).data)
+    assert dropped.image_ids == ("actor/0001_11.jpg", "actor/0002_13.jpg")
+    assert len(read_dataset(load_config([*words, "data.unlabelled=keep"]).data)) == 3
+
+
 def test_the_parts_may_be_unpacked_in_folders_of_their_own(tmp_path: Path) -> None:
     small(tmp_path)
     (tmp_path / "ConceptsList").mkdir()

@@ -50,6 +50,12 @@ def test_paths_may_be_relative(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert missing_images(dataset([Path("a.jpg"), Path("x/b.jpg"), Path("c.jpg")])).tolist() == [2]
 
 
+def test_a_file_at_the_root_is_not_the_one_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder_with(tmp_path, "a.jpg"))
+    assert missing_images(dataset([Path("/a.jpg"), Path("a.jpg")])).tolist() == [0]
+    assert repeated_images(dataset([Path("/a.jpg"), Path("a.jpg")])) == []
+
+
 def test_links_are_followed_and_broken_ones_missing(tmp_path: Path) -> None:
     folder_with(tmp_path, "a.jpg")
     (tmp_path / "link.jpg").symlink_to(tmp_path / "a.jpg")
@@ -80,7 +86,7 @@ def test_missing_images_may_be_left_out_but_not_all_of_them(tmp_path: Path) -> N
     kept = without_missing(data, missing)
     assert kept.image_ids == ("1",)
     assert kept.notes == (
-        "2 of 3 images are not there and left out: '0', '2'; `coterie inspect` lists all of them",
+        "2 of 3 images are not there and left out: '0', '2'; `coterie inspect --out FILE` lists all of them",
     )
     none = data.subset(missing)
     with pytest.raises(DataError, match=r"2 of 2 images of toy are not there.*start from$"):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from coterie.data.targets import Doubtful, split_notes, targets_of_names, targets_of_objects, usual_split
+from coterie.config import Doubtful
+from coterie.data.targets import split_notes, targets_of_names, targets_of_objects, usual_split
 from coterie.errors import DataError
 
 

@@ -257,6 +257,17 @@ def test_patterns_stand_for_shards_in_order(tmp_path: Path) -> None:
         find_shards(str(tmp_path / "none"))
 
 
+def test_shards_may_be_named_from_the_folder_they_lie_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_tar(tmp_path / "train-0.tar", samples(4, ["cat"]))
+    monkeypatch.chdir(tmp_path)
+    for source in (".", "train-0.tar", "train-{0,0}.tar"):
+        data = read_webdataset(source)
+        assert data.image_ids == ("train-0.tar/0004.png",)
+        assert data.name == tmp_path.name
+
+
 def test_a_pattern_is_known_as_a_source(tmp_path: Path) -> None:
     write_tar(tmp_path / "train-0.tar", samples(0, ["cat"]))
     write_tar(tmp_path / "train-1.tar", samples(0, ["cat"]))

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from coterie.config import Doubtful
 from coterie.data.dataset import MultiLabelDataset
 from coterie.data.presence import likeliest_folder
-from coterie.data.targets import Doubtful, targets_of_objects
+from coterie.data.targets import targets_of_objects
 from coterie.errors import ConfigError, DataError, counted, either, repeated, shortened
 
 FILE_NAME = re.compile(r"instances_(train|val|test)(\d*)\.json")

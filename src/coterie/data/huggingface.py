@@ -69,10 +69,10 @@ def read_huggingface(
     splits: list[str] = []
     for split, rows in parts.items():
         _check_columns(rows, name, (image_column, labels_column))
-        where = f"{split}/" if split else ""
-        images += _images(rows, image_column, root, f"{name}/{where}")
-        image_ids += [f"{where}{row}" for row in range(len(rows))]
-        labels += _labels(rows, labels_column, class_names, f"{name}/{where}")
+        where = f"{name}/{split}" if split else name
+        images += _images(rows, image_column, root, where)
+        image_ids += [f"{split}/{row}" if split else str(row) for row in range(len(rows))]
+        labels += _labels(rows, labels_column, class_names, where)
         own = list(rows[split_column]) if split_column in rows.column_names else [split] * len(rows)
         splits += [str(cell or "") for cell in own]
     own_names = {_class_label_names(rows, labels_column) for rows in parts.values()}
@@ -166,7 +166,7 @@ def _images(rows: Any, column: str, root: Path, where: str) -> list[ImageSource]
         for size, path in zip(sizes, paths, strict=True):
             row = len(images)
             if size is not None:
-                images.append(RowImage(stored, column, row, size, f"{where}{row}"))
+                images.append(RowImage(stored, column, row, size, f"{where}/{row}"))
             elif path is not None:
                 images.append(root / path)
             else:

@@ -53,7 +53,7 @@ def without_missing(dataset: MultiLabelDataset, missing: npt.NDArray[np.int64]) 
     kept = dataset.subset(np.delete(np.arange(len(dataset)), missing))
     note = (
         f"{len(missing):,} of {len(dataset):,} images are not there and left out: {shortened(names)}; "
-        "`coterie inspect` lists all of them"
+        "`coterie inspect --out FILE` lists all of them"
     )
     return replace(kept, notes=(*kept.notes, note))
 

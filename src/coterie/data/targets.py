@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from coterie.config import Doubtful
 from coterie.data.dataset import ABSENT, PRESENT, UNKNOWN
 from coterie.errors import DataError, counted, did_you_mean
 
 SPLIT_ALIASES = {"training": "train", "valid": "val", "validation": "val", "dev": "val"}
 SPLIT_NAMES = ("train", "val", "test")
 
-Doubtful = Literal["positive", "ignore", "negative"]
-TARGET_OF_DOUBTFUL = {"positive": PRESENT, "ignore": UNKNOWN, "negative": ABSENT}
+TARGET_OF_DOUBTFUL: dict[Doubtful, int] = {"positive": PRESENT, "ignore": UNKNOWN, "negative": ABSENT}
 
 
 def targets_of_objects(

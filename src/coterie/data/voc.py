@@ -8,8 +8,9 @@ from xml.etree import ElementTree
 
 import numpy as np
 
+from coterie.config import Doubtful
 from coterie.data.dataset import MultiLabelDataset
-from coterie.data.targets import Doubtful, targets_of_objects
+from coterie.data.targets import targets_of_objects
 from coterie.errors import ConfigError, DataError, either, listed, repeated, shortened
 
 EXPECTED = "VOC's folders hold Annotations, ImageSets/Main and JPEGImages"

@@ -115,7 +115,7 @@ def read_webdataset(
             f"{sample.shard.relative_to(top).as_posix()}/{picture.name}"
             for sample, picture in zip(samples, pictures, strict=True)
         ),
-        name=top.name,
+        name=top.resolve().name,
         notes=(*notes, *split_notes(splits)),
     )
 
