@@ -199,6 +199,13 @@ def test_entries_that_lack_something_or_stand_twice_are_told(tmp_path: Path) -> 
     assert "an entry lacks 'file_name'" in error(tmp_path)
     write_json(path, content | {"images": content["images"] + content["images"][:1]})
     assert "images of" in error(tmp_path)
+    for key in ("images", "categories"):
+        twice = [entry | {"id": 1} for entry in content[key]]
+        write_json(path, content | {key: twice})
+        assert f"{len(twice) - 1} {key} of {path} have the id of another" in error(tmp_path)
+    write_json(path, content | {"images": ["a.jpg"]})
+    assert "an entry is no object, or its id no number" in error(tmp_path)
+    write_json(path, content | {"images": content["images"] + content["images"][:1]})
     assert "stand twice: 'a.jpg'" in error(tmp_path)
 
 

@@ -104,6 +104,10 @@ def test_numbers_need_names_and_names_must_be_classes(tmp_path: Path) -> None:
     shard = write_tar(tmp_path / "a.tar", [("1.png", picture_bytes()), ("1.cls", "3")])
     assert "are numbers, such as 3; put the names of the classes" in error(shard)
     assert "label 3 of sample" in error(shard, class_names=["ant", "bee"])
+    odd = write_tar(tmp_path / "c.tar", [("1.png", picture_bytes()), ("1.cls", "-1")])
+    assert "label -1 of sample" in error(odd, class_names=["ant", "bee"])
+    odd = write_tar(tmp_path / "c.tar", [("1.png", picture_bytes()), ("1.cls", "ant")])
+    assert f"the .cls of sample {odd}/1 holds 'ant', and not numbers" in error(odd, class_names=["ant"])
     data = read_webdataset(str(shard), class_names=["ant", "bee", "cat", "dog"])
     assert data.targets.tolist() == [[0, 0, 0, 1]]
     shard = write_tar(tmp_path / "b.tar", samples(0, ["emu"]))

@@ -72,7 +72,7 @@ def read_coco(
         class_names=class_names,
         splits=np.array(splits, dtype=np.str_),
         image_ids=tuple(image_ids),
-        name=f"COCO {suffix}" if suffix in ("2014", "2017") else Path(path).name,
+        name=f"COCO {suffix}" if suffix in ("2014", "2017") else Path(path).resolve().name,
         notes=tuple(notes),
     )
 
@@ -133,11 +133,19 @@ def _read_instances(path: Path) -> _Instances:
         of_image = [annotation["image_id"] for annotation in annotations]
         of_class = [annotation["category_id"] for annotation in annotations]
         crowds = [bool(annotation.get("iscrowd", 0)) for annotation in annotations]
-    except (KeyError, TypeError, AttributeError) as error:
+    except KeyError as error:
         raise DataError(f"{path} is damaged: an entry lacks {error}. {EXPECTED}") from None
-    for what, twice in (("categories", repeated(class_names)), ("images", repeated(file_names))):
-        if twice:
+    except (TypeError, AttributeError):
+        raise DataError(
+            f"{path} is damaged: an entry is no object, or its id no number. {EXPECTED}"
+        ) from None
+    for what, names, known in (("categories", class_names, class_at), ("images", file_names, image_at)):
+        if twice := repeated(names):
             raise DataError(f"{what} of {path} stand twice: {shortened(twice)}; keep one of each")
+        if len(known) < len(names):
+            raise DataError(
+                f"{len(names) - len(known)} {what} of {path} have the id of another; give each its own"
+            )
     _check_known(path, "image_id", of_image, image_at)
     _check_known(path, "category_id", of_class, class_at)
     return _Instances(

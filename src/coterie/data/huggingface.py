@@ -61,7 +61,7 @@ def read_huggingface(
     DataError that names the row where something is wrong. No code of the dataset is run.
     """
     parts, notes = _load(source, configuration, revision)
-    name = Path(source).name if Path(source).exists() else source
+    name = Path(source).resolve().name if Path(source).exists() else source
     root = Path(image_root) if image_root is not None else Path(source)
     images: list[ImageSource] = []
     image_ids: list[str] = []

@@ -93,14 +93,16 @@ def read_webdataset(
     samples, notes = _index(shards)
     pictures = _pictures(samples, image)
     kind = labels or _kind_of_labels(samples, labels_column)
-    contents = list(_contents(samples, kind))
+    contents: list[Any] = list(_contents(samples, kind))
     if kind.rpartition(".")[2] == "json":
         entries = [_json_entry(*pair, labels_column) for pair in zip(samples, contents, strict=True)]
         splits = [str(entry.get(split_column) or "") for entry in entries]
         cells = [entry[labels_column] for entry in entries]
     else:
         splits = [""] * len(samples)
-        cells = [_numbers(text) if kind.rpartition(".")[2] == "cls" else text for text in contents]
+        cells = contents
+        if kind.rpartition(".")[2] == "cls":
+            cells = [_numbers(*pair) for pair in zip(samples, contents, strict=True)]
     splits = [split or _split_in_name(sample.shard) for split, sample in zip(splits, samples, strict=True)]
     given = class_names if class_names is not None else _class_names_beside(shards)
     names = [_names(sample, cell, delimiter, given) for sample, cell in zip(samples, cells, strict=True)]
@@ -303,9 +305,11 @@ def _json(sample: _Sample, text: str) -> dict[str, Any]:
     return entry
 
 
-def _numbers(text: str) -> list[int | str]:
-    """The numbers of a .cls; what is none stays a text."""
-    return [int(word) if word.isdecimal() else word for word in text.replace(",", " ").split()]
+def _numbers(sample: _Sample, text: str) -> list[int]:
+    try:
+        return [int(word) for word in text.replace(",", " ").split()]
+    except ValueError:
+        raise DataError(f"the .cls of sample {sample} holds {text.strip()[:50]!r}, and not numbers") from None
 
 
 def _names(sample: _Sample, cell: Any, delimiter: str, class_names: Sequence[str] | None) -> list[str]:
