@@ -243,6 +243,33 @@ def diagnose(
 
 
 @app.command()
+def bench(
+    words: SettingWords = None,
+    seconds: Annotated[float, typer.Option(min=0, help="How long to time each part.")] = 2.0,
+) -> None:
+    """Show what limits a training on this machine, and the settings that are fastest.
+
+    Example: coterie bench data=photos/labels.csv model.name=resnet50
+    """
+    from coterie.bench import advice, is_cached, measure_speeds, speeds_table
+    from coterie.config import load_config
+    from coterie.models.factory import make_factory
+    from coterie.preparation import prepare_data
+    from coterie.progress import say
+
+    config = load_config(words or ())
+    factory = make_factory(config.model)
+    dataset = prepare_data(config)
+    console = Console()
+    with console.status("timing each part by itself"):
+        speeds = measure_speeds(config, dataset, factory, seconds)
+    console.print(speeds_table(speeds))
+    images = len(dataset.indices("train"))
+    for line in advice(config, speeds, is_cached(config, dataset, factory), images):
+        say(console, line)
+
+
+@app.command()
 def evaluate(
     path: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or one checkpoint in it.")],
     words: SettingWords = None,

@@ -9,6 +9,7 @@ import json
 import logging
 import math
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -190,17 +191,8 @@ class Trainer:
 
     def _step(self, batch: Batch, step: int) -> dict[str, Tensor]:
         images = to_images(batch.pixels, self.data.preprocessing, self.fabric, self.memory_format)
-        outputs: dict[str, Tensor] = self.wrapped(images, batch.targets.to(self.fabric.device))
-        self.optimizer.zero_grad(set_to_none=True)
-        # every loss is a mean over images; the log has it so either way
-        scale = len(batch.indices) if self.settings.reduction == "sum" else 1
-        self.fabric.backward(outputs["loss"] * scale)
-        if self.settings.grad_clip is not None:
-            # under fp16 the scaler skips a step whose gradients are not finite
-            self.fabric.clip_gradients(
-                self.wrapped, self.optimizer, max_norm=self.settings.grad_clip, error_if_nonfinite=False
-            )
-        self.optimizer.step()
+        inputs = (images, batch.targets.to(self.fabric.device))
+        outputs = optimize(self.wrapped, self.optimizer, self.fabric, inputs, self.settings)
         self.scheduler.step()
         if self.averaged is not None:
             self.averaged.update(self.task.model, step)
@@ -272,6 +264,33 @@ class Trainer:
         for name, value in history[-1].items():
             if name != "epoch" and value is not None:
                 writer.add_scalar(name, value, history[-1]["epoch"])
+
+
+def optimize(
+    task: Callable[..., dict[str, Tensor]],
+    optimizer: Optimizer,
+    fabric: Fabric,
+    inputs: Sequence[Tensor],
+    settings: TrainConfig,
+) -> dict[str, Tensor]:
+    """One step of `optimizer` on the loss of `task`, both set up by `fabric`: what the task gave for the
+    batch `inputs`, images first.
+    """
+    outputs = task(*inputs)
+    optimizer.zero_grad(set_to_none=True)
+    # every loss is a mean over images; the log has it so either way
+    scale = len(inputs[0]) if settings.reduction == "sum" else 1
+    fabric.backward(outputs["loss"] * scale)
+    if settings.grad_clip is not None:
+        # under fp16 the scaler skips a step whose gradients are not finite
+        fabric.clip_gradients(
+            task,  # type: ignore[arg-type]  # what fabric wrapped, which is a module too
+            optimizer,
+            max_norm=settings.grad_clip,
+            error_if_nonfinite=False,
+        )
+    optimizer.step()
+    return outputs
 
 
 def make_optimizer(model: nn.Module, settings: TrainConfig, fused: bool = True) -> Optimizer:

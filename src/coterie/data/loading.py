@@ -42,12 +42,17 @@ class ResizedImages:
         self.preprocessing = preprocessing
         side = preprocessing.image_size
         self._pixels: Tensor | None = None
-        if len(dataset) * side * side * 3 <= memory_gb * 1e9:
+        if self.fits(len(dataset), side, memory_gb):
             self._pixels = torch.empty((len(dataset), side, side, 3), dtype=torch.uint8)
             self._filled = torch.zeros(len(dataset), dtype=torch.bool)
             if shared:  # what one loading process decodes, all of them have
                 self._pixels.share_memory_()  # type: ignore[no-untyped-call]
                 self._filled.share_memory_()  # type: ignore[no-untyped-call]
+
+    @staticmethod
+    def fits(images: int, side: int, memory_gb: float) -> bool:
+        """Whether so many squares of `side` pixels are kept in memory."""
+        return images * side * side * 3 <= memory_gb * 1e9
 
     def __getitem__(self, index: int) -> Image.Image:
         if self._pixels is None:
