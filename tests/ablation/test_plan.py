@@ -115,6 +115,16 @@ def test_teachers_of_other_groups_or_settings_are_others(tmp_path: Path) -> None
     assert identities[1] == identities[3]
 
 
+def test_students_of_other_teachers_are_others(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, BASELINE, "psd", Row("k3", "", ("k=3",)), Row("same", "", ("partition.root=3",)))
+    students = [
+        [training.identity for training in plan.trainings([row]).values() if training.name == "student"]
+        for row in plan.rows[1:]
+    ]
+    assert students[0] != students[1]
+    assert students[0] == students[2]  # of four classes, another root makes the same groups
+
+
 def test_what_the_store_has_is_done_whichever_run_trained_it(tmp_path: Path) -> None:
     rows = ("baseline", "cgp", "psd", "squared-error")
     assert len(plan_of(tmp_path, *rows).left) == 8

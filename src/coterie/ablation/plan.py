@@ -185,11 +185,11 @@ class _Planner:
             stored += [(training.name, found.weights_sha256)] if found else []
         if not models[row.model]:
             (training,) = [training for training in trainings if training.name == row.model]
-            # the key of a student has the weights of its teachers, which are not there yet: their keys stand
+            done = self.store.find(self._key(config, training, stored)) is not None
+            # the key of a student has the weights of its teachers; before these are there, their keys stand
             # for them
-            key = self._key(config, training, stored)
-            done = len(stored) == len(teachers) and self.store.find(key) is not None
-            planned.append(_planned(config, training, self._key(config, training, learned), done=done))
+            identity = self._key(config, training, learned)
+            planned.append(_planned(config, training, identity, done=done))
         return tuple(planned)
 
     def _trainings(self, config: Config) -> list[Training]:
