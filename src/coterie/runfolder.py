@@ -25,7 +25,7 @@ METRICS_FILE = "metrics.json"
 # compared by their fingerprint and a weights file by its content, wherever they lie.
 INDIFFERENT = (
     *("out", "device", "data.source", "data.image_root", "data.workers", "data.cache_gb"),
-    "model.weights",
+    *("model.weights", "distill.cache_dir"),
 )
 
 

@@ -16,11 +16,12 @@ from torch import nn
 from coterie.checkpoint import Checkpoint, describe_architecture, load_model, read_checkpoint, save_checkpoint
 from coterie.config import Config, TrainConfig
 from coterie.data.dataset import MultiLabelDataset
-from coterie.data.loading import ResizedImages, plain_batches, training_batches
+from coterie.data.loading import Batches, ResizedImages, plain_batches, training_batches
 from coterie.data.transforms import make_augmentation
 from coterie.errors import CheckpointError, ConfigError, shortened
 from coterie.evaluation import EVALUATION_BATCH, Results, evaluate_models, evaluation_splits
 from coterie.files import atomic_write
+from coterie.losses import ClassificationLoss
 from coterie.models.factory import ModelFactory
 from coterie.preparation import branch_weights
 from coterie.progress import Progress, say
@@ -28,6 +29,7 @@ from coterie.runfolder import METRICS_FILE, RunFolder, Training, content_hash, r
 from coterie.seeding import derive_seed
 from coterie.tasks import ClassificationTask, DistillationTask, Task, classification_loss, distillation_loss
 from coterie.teachers import Branch, Ensemble
+from coterie.teaching import Teaching
 from coterie.trainer import STATE_FILE, Data, Trainer
 
 # branch -> the name of its teachers in tables
@@ -106,11 +108,11 @@ class Stages:
         training = reset(training)
         self.folder.record(training)
         path = self.folder.path / training.name
-        seed = derive_seed(self.config.seed, training.name)
-        task = self._task(training, settings, seed)
+        seed = self._seed(training)
+        task, batches = self._task(training, settings, seed)
         trainer = Trainer(
             task,
-            self._data(settings, seed),
+            self._data(batches),
             settings,
             self.fabric,
             path,
@@ -184,31 +186,61 @@ class Stages:
             "channels_last": config.channels_last,
         }
         if training.name == "student":
-            inputs["distill"] = config.distill.model_dump(mode="json")
+            inputs["distill"] = config.distill.inputs(settings.epochs)
             inputs["teachers"] = [
                 (other.name, other.weights_sha256) for other in self.folder.trainings() if other.branch
             ]
         return content_hash(inputs)
 
-    def _data(self, settings: TrainConfig, seed: int) -> Data:
-        workers = self.config.data.workers
-        return Data(
-            training_batches(self.images, "train", settings.batch_size, self.augmentation, seed, workers),
-            plain_batches(self.images, self.dataset.indices("val"), EVALUATION_BATCH, workers),
-            self.factory.preprocessing,
-        )
+    def _seed(self, training: Training) -> int:
+        of_student = self.config.distill.seed if training.name == "student" else None
+        return derive_seed(self.config.seed if of_student is None else of_student, training.name)
 
-    def _task(self, training: Training, settings: TrainConfig, seed: int) -> Task:
+    def _data(self, batches: Batches) -> Data:
+        validation = plain_batches(
+            self.images, self.dataset.indices("val"), EVALUATION_BATCH, self.config.data.workers
+        )
+        return Data(batches, validation, self.factory.preprocessing)
+
+    def _task(self, training: Training, settings: TrainConfig, seed: int) -> tuple[Task, Batches]:
+        """What a training optimises, and on which batches."""
         model = self.factory.build(training.class_names, seed)
         loss = classification_loss(settings)
-        if training.name != "student":
-            columns = [self.dataset.class_names.index(name) for name in training.class_names]
-            return ClassificationTask(model, columns, loss)
-        weights = branch_weights(self.config)
-        branches = {kind: (self._branch(kind), weight) for kind, weight in weights.items()}
-        return DistillationTask(
-            model, branches, loss, distillation_loss(self.config.distill), self.config.distill.w
+        if training.name == "student":
+            return self._distillation(model, loss, settings, seed)
+        columns = [self.dataset.class_names.index(name) for name in training.class_names]
+        batches = training_batches(
+            self.images, "train", settings.batch_size, self.augmentation, seed, self.config.data.workers
         )
+        return ClassificationTask(model, columns, loss), batches
+
+    def _distillation(
+        self, model: nn.Module, loss: ClassificationLoss, settings: TrainConfig, seed: int
+    ) -> tuple[Task, Batches]:
+        """The student's task with its teachers; or without them, and batches that bring their logits."""
+        distill, weights = self.config.distill, branch_weights(self.config)
+        teaching = Teaching(self.config, self.images, self.fabric, self._branch)
+        cache, teachers = None, None
+        if distill.is_cached(settings.epochs):
+            made_from = {"data": self.fingerprint, "architecture": describe_architecture(self.factory)}
+            hashes = {
+                kind: [(other.class_names, other.weights_sha256) for other in self._of_branch(kind)]
+                for kind in weights
+            }
+            cache = teaching.cache(self.folder.path, made_from, hashes)
+            teaching.fill(cache, settings.epochs, self.console)
+        else:
+            teachers = teaching.teachers(list(weights))
+        task = DistillationTask(
+            model,
+            teachers,
+            list(weights.values()),
+            loss,
+            distillation_loss(distill),
+            distill.w,
+            self.dataset.num_classes,
+        )
+        return task, teaching.batches(settings.batch_size, seed, cache)
 
     def _branch(self, kind: str) -> Branch:
         """The teachers of a branch, by the manifest; CheckpointError where one answers for other classes."""

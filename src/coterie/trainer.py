@@ -176,7 +176,9 @@ class Trainer:
 
     def _step(self, batch: Batch, step: int) -> dict[str, Tensor]:
         images = to_images(batch.pixels, self.data.preprocessing, self.fabric, self.memory_format)
-        outputs: dict[str, Tensor] = self.wrapped(images, batch.targets.to(self.fabric.device))
+        known = (batch.targets,) if batch.teacher_logits is None else (batch.targets, batch.teacher_logits)
+        on_device = [tensor.to(self.fabric.device, non_blocking=True) for tensor in known]
+        outputs: dict[str, Tensor] = self.wrapped(images, *on_device)
         self.optimizer.zero_grad(set_to_none=True)
         self.fabric.backward(outputs["loss"])
         if self.settings.grad_clip is not None:
