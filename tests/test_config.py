@@ -13,6 +13,7 @@ from coterie.config import (
     RESERVED_OPTIONS,
     ROLES,
     Config,
+    DistillConfig,
     TrainConfig,
     changed_settings,
     describe_settings,
@@ -160,6 +161,29 @@ def test_options_must_be_plain_values_that_a_config_file_can_hold() -> None:
 def test_a_number_with_an_exponent_is_a_number() -> None:
     assert load_config(["train.lr=1e-4"]).train.lr == 1e-4
     assert load_config(["data.cache_gb=1e1"]).data.cache_gb == 10
+
+
+def test_a_cache_is_on_off_or_where_views_come_again() -> None:
+    assert load_config(["distill.cache=on"]).distill.cache == "on"
+    assert load_config(["distill.cache=off"]).distill.cache == "off"
+    by_default, repeated = DistillConfig(), DistillConfig(views=3)
+    assert [settings.is_cached(4) for settings in (by_default, repeated)] == [False, True]
+    assert not repeated.is_cached(3)
+    assert DistillConfig(cache="on").is_cached(1)
+    assert not DistillConfig(cache="off", views=3).is_cached(4)
+
+
+def test_where_logits_are_kept_changes_no_student() -> None:
+    inputs = DistillConfig(cache="on").inputs(4)
+    assert DistillConfig(cache="on", cache_dir=Path("elsewhere")).inputs(4) == inputs
+    assert DistillConfig(views=3).inputs(4) == DistillConfig(views=3, cache="on").inputs(4)
+    assert DistillConfig(cache_dtype="float16").inputs(4) == DistillConfig().inputs(4)
+    others: list[dict[str, Any]] = [
+        *({"cache": "off"}, {"cache_dtype": "float16"}),
+        *({"w": 0.3}, {"views": 3}, {"tolerance": 0}),
+    ]
+    for other in others:
+        assert DistillConfig.model_validate({"cache": "on", **other}).inputs(4) != inputs
 
 
 def test_data_and_model_have_short_forms_that_leave_their_other_settings() -> None:

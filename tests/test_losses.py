@@ -17,7 +17,17 @@ CLASSIFICATION = [
     asymmetric_loss,
     lambda z, y: asymmetric_loss(z, y, gamma_neg=2, gamma_pos=1, clip=0),
 ]
-DISTILLATION = [squared_error, bernoulli_kl, lambda z, t: bernoulli_kl(z, t, 4.0)]
+ONE = torch.ones(1)
+DISTILLATION = [
+    lambda z, t: squared_error(z, t[None], ONE),
+    lambda z, t: bernoulli_kl(z, t[None], ONE),
+    lambda z, t: bernoulli_kl(z, t[None], ONE, 4.0),
+]
+DISTILLATION_OF_BRANCHES = [
+    squared_error,
+    bernoulli_kl,
+    lambda z, t, weights: bernoulli_kl(z, t, weights, temperature=4.0),
+]
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -140,19 +150,7 @@ def test_a_distillation_loss_is_zero_where_student_and_teacher_agree(loss: Loss)
 
 def test_squared_error_is_summed_over_labels() -> None:
     z, t = torch.tensor([[1.0, 2.0], [0.0, 0.0]]), torch.tensor([[0.0, 0.0], [3.0, 0.0]])
-    assert squared_error(z, t) == (1 + 4 + 9) / 2
-
-
-def test_two_branches_of_squared_error_are_one_on_their_mean() -> None:
-    z, u, v, a = logits(4, 3), logits(4, 3, seed=2), logits(4, 3, seed=3), 0.3
-
-    def two(z: Tensor, _: Tensor) -> Tensor:
-        return a * squared_error(z, u) + (1 - a) * squared_error(z, v)
-
-    mean = a * u + (1 - a) * v
-    torch.testing.assert_close(gradient(two, z, z), gradient(squared_error, z, mean))
-    constant = two(z, z) - squared_error(z, mean)
-    torch.testing.assert_close(two(z + 1, z) - squared_error(z + 1, mean), constant, rtol=1e-4, atol=1e-4)
+    assert squared_error(z, t[None], ONE) == (1 + 4 + 9) / 2
 
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
@@ -160,12 +158,39 @@ def test_bernoulli_kl_is_the_sum_of_two_class_divergences(temperature: float) ->
     z, t = logits(5, 4), logits(5, 4, seed=2)
     p, q = (torch.sigmoid(x.double() / temperature) for x in (t, z))
     expected = (p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()).sum() / 5 * temperature**2
-    assert bernoulli_kl(z, t, temperature).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert bernoulli_kl(z, t[None], ONE, temperature).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
 def test_the_gradient_of_bernoulli_kl_is_the_difference_of_probabilities(temperature: float) -> None:
     z, t = logits(5, 4), logits(5, 4, seed=2)
-    grad = gradient(lambda z, t: bernoulli_kl(z, t, temperature), z, t)
+    grad = gradient(lambda z, t: bernoulli_kl(z, t[None], ONE, temperature), z, t)
     expected = temperature * (torch.sigmoid(z / temperature) - torch.sigmoid(t / temperature)) / 5
     torch.testing.assert_close(grad, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("loss", DISTILLATION_OF_BRANCHES)
+def test_the_loss_of_branches_and_its_gradient_are_the_weighted_sum_of_those_of_each(
+    loss: Callable[[Tensor, Tensor, Tensor], Tensor],
+) -> None:
+    z, teachers, weights = logits(4, 3), logits(3, 4, 3, seed=2), torch.tensor([0.2, 0.5, 0.3])
+
+    def one_by_one(z: Tensor, teachers: Tensor) -> Tensor:
+        parts = [loss(z, t[None], ONE) for t in teachers]
+        return (torch.stack(parts) * weights).sum()
+
+    def together(z: Tensor, teachers: Tensor) -> Tensor:
+        return loss(z, teachers, weights)
+
+    torch.testing.assert_close(together(z, teachers), one_by_one(z, teachers))
+    torch.testing.assert_close(gradient(together, z, teachers), gradient(one_by_one, z, teachers))
+
+
+@pytest.mark.parametrize("loss", DISTILLATION_OF_BRANCHES)
+def test_under_autocast_branches_are_still_merged_in_full_precision(
+    loss: Callable[[Tensor, Tensor, Tensor], Tensor],
+) -> None:
+    z, teachers, weights = logits(4, 3), logits(2, 4, 3, seed=2), torch.tensor([0.3, 0.7])
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = loss(z, teachers, weights)
+    assert torch.equal(inside, loss(z, teachers, weights))

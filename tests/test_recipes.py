@@ -14,7 +14,7 @@ from coterie.data.transforms import Preprocessing
 from coterie.models.factory import ModelFactory
 from coterie.recipe import recipe_names
 from coterie.tasks import ClassificationTask, DistillationTask, classification_loss, distillation_loss
-from coterie.teachers import Branch
+from coterie.teachers import Branch, Teachers
 from coterie.trainer import make_optimizer
 
 # row -> timm name, head, image size
@@ -189,7 +189,13 @@ def test_a_recipe_trains_two_steps_on_generated_pictures(name: str) -> None:
     tasks = (
         ClassificationTask(model, list(range(len(CLASSES))), loss),
         DistillationTask(
-            model, {"co-occurrence": (branch, 1.0)}, loss, distillation_loss(config.distill), config.distill.w
+            model,
+            Teachers([branch]),
+            [1.0],
+            loss,
+            distillation_loss(config.distill),
+            config.distill.w,
+            len(CLASSES),
         ),
     )
     optimizer = make_optimizer(model, config.student)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from coterie.config import DistillConfig, TrainConfig
 from coterie.losses import asymmetric_loss, bernoulli_kl, binary_cross_entropy, squared_error
 from coterie.tasks import ClassificationTask, DistillationTask, classification_loss, distillation_loss
-from coterie.teachers import Branch
+from coterie.teachers import Branch, Teachers
 
 
 class Constant(nn.Module):
@@ -29,12 +29,20 @@ STUDENT, CO, DIS = [0.5, -1.0], [2.0, 0.0], [-1.0, 1.5]
 
 
 def distillation_task(settings: DistillConfig) -> DistillationTask:
-    branches = {
-        "co-occurrence": (Branch([(Constant(CO), ("cat", "dog"))], ("cat", "dog")), settings.a),
-        "dis-occurrence": (Branch([(Constant(DIS), ("cat", "dog"))], ("cat", "dog")), 1 - settings.a),
-    }
+    names = ("cat", "dog")
+    teachers = Teachers([Branch([(Constant(logits), names)], names) for logits in (CO, DIS)])
+    return task_of(teachers, settings)
+
+
+def task_of(teachers: Teachers | None, settings: DistillConfig) -> DistillationTask:
     return DistillationTask(
-        Constant(STUDENT), branches, binary_cross_entropy, distillation_loss(settings), settings.w
+        Constant(STUDENT),
+        teachers,
+        [settings.a, 1 - settings.a],
+        binary_cross_entropy,
+        distillation_loss(settings),
+        settings.w,
+        num_classes=2,
     )
 
 
@@ -76,9 +84,18 @@ def test_the_students_loss_is_the_formula() -> None:
 
 def test_the_parts_of_the_students_loss_are_named_and_add_up() -> None:
     outputs = distillation_task(DistillConfig(w=0.3, a=0.8))(IMAGES, TARGETS)
-    assert set(outputs) == {"loss", "logits", "cls", "kd-co-occurrence", "kd-dis-occurrence"}
-    parts = 0.8 * outputs["kd-co-occurrence"] + 0.2 * outputs["kd-dis-occurrence"]
-    torch.testing.assert_close(outputs["loss"], 0.7 * outputs["cls"] + 0.3 * parts)
+    assert set(outputs) == {"loss", "logits", "cls", "kd"}
+    torch.testing.assert_close(outputs["loss"], 0.7 * outputs["cls"] + 0.3 * outputs["kd"])
+
+
+def test_logits_that_come_with_the_batch_give_the_loss_of_the_teachers_that_gave_them() -> None:
+    settings = DistillConfig(w=0.3, a=0.8)
+    known = torch.tensor([[CO, CO], [DIS, DIS]])
+    from_teachers = distillation_task(settings)(IMAGES, TARGETS)
+    from_batch = task_of(None, settings)(IMAGES, TARGETS, known)
+    assert from_batch["loss"] == from_teachers["loss"]
+    with pytest.raises(ValueError, match="neither teachers nor their logits"):
+        task_of(None, settings)(IMAGES, TARGETS)
 
 
 def test_only_the_student_gets_a_gradient() -> None:
@@ -94,5 +111,5 @@ def test_settings_choose_the_losses() -> None:
     assert asl(logits, targets) == asymmetric_loss(logits, targets, gamma_neg=2, gamma_pos=1, clip=0.1)
     assert classification_loss(TrainConfig(loss="bce")) is binary_cross_entropy
     assert distillation_loss(DistillConfig(loss="squared-error")) is squared_error
-    kl = distillation_loss(DistillConfig(temperature=3))
-    assert kl(logits, logits + 1) == bernoulli_kl(logits, logits + 1, temperature=3)
+    kl, one = distillation_loss(DistillConfig(temperature=3)), torch.ones(1)
+    assert kl(logits, logits[None] + 1, one) == bernoulli_kl(logits, logits[None] + 1, one, temperature=3)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from coterie.errors import CheckpointError
 from coterie.losses import binary_cross_entropy, squared_error
 from coterie.tasks import DistillationTask
-from coterie.teachers import Branch, Ensemble
+from coterie.teachers import Branch, Ensemble, Teachers
 from tests.tiny import CLASS_NAMES, equal_weights, make_trainer, tiny_net
 
 IMAGES = torch.zeros(2, 3, 4, 4)
@@ -30,7 +30,9 @@ class Answers(nn.Module):
 
 
 def student_task(model: nn.Module, branch: Branch) -> DistillationTask:
-    return DistillationTask(model, {"co-occurrence": (branch, 1.0)}, binary_cross_entropy, squared_error, 0.5)
+    return DistillationTask(
+        model, Teachers([branch]), [1.0], binary_cross_entropy, squared_error, 0.5, branch.num_classes
+    )
 
 
 @pytest.mark.parametrize("seed", range(5))

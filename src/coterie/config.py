@@ -381,12 +381,59 @@ class TrainConfig(Section):
 
 
 class DistillConfig(Section):
-    """The student's loss: (1 - w) * cls + w * (a * kd(co) + (1 - a) * kd(dis))."""
+    """The student's loss, (1 - w) * cls + w * (a * kd(co) + (1 - a) * kd(dis)), and its teachers' answers."""
 
     loss: Literal["bernoulli-kl", "squared-error"] = "bernoulli-kl"
     w: float = Field(0.5, ge=0, le=1, description="weight of the teachers against the labels")
     a: float = Field(0.5, ge=0, le=1, description="weight of the co-occurrence branch against the other")
     temperature: float = Field(1.0, gt=0, description="of the Bernoulli KL")
+    seed: int | None = Field(
+        None,
+        ge=0,
+        lt=2**32,
+        description="of the student's first weights, order and dropout; null: that of the run",
+    )
+    view_seed: int | None = Field(
+        None, ge=0, lt=2**32, description="of the student's augmented views; null: that of the run"
+    )
+    views: int | None = Field(
+        None,
+        ge=1,
+        description="views of each image, which the student's epochs take in turn; null: always a new one",
+    )
+    tolerance: float = Field(
+        1e-2,
+        ge=0,
+        lt=1,
+        description="largest relative error of the teachers' logits in a faster form; 0: no faster form",
+    )
+    compile: bool = Field(False, description="torch.compile for the teachers; needs a C++ compiler")
+    cache: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="keep the teachers' logits of every view on the disk; auto: where views come again",
+    )
+    cache_dir: Path | None = Field(
+        None, description="folder of those logits, for several runs; by default in the run folder"
+    )
+    cache_dtype: Literal["float32", "float16"] = Field(
+        "float32", description="of those logits; float16 rounds them by up to 5e-4 of their size"
+    )
+
+    @field_validator("cache", mode="before")
+    @classmethod
+    def _words_that_yaml_takes_for_truths(cls, value: Any) -> Any:
+        return ("on" if value else "off") if isinstance(value, bool) else value
+
+    def is_cached(self, epochs: int) -> bool:
+        """Whether a student of that many epochs learns from logits on the disk."""
+        if self.cache == "auto":
+            return self.views is not None and self.views < epochs
+        return self.cache == "on"
+
+    def inputs(self, epochs: int) -> dict[str, Any]:
+        """What the weights of a student of that many epochs depend on: not where its logits are kept."""
+        values = self.model_dump(mode="json", exclude={"cache", "cache_dir", "cache_dtype"})
+        return values | {"cached": self.cache_dtype if self.is_cached(epochs) else None}
 
 
 class Config(Section):

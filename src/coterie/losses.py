@@ -15,7 +15,8 @@ from torch.nn import functional
 from coterie.data.dataset import PRESENT, UNKNOWN
 
 ClassificationLoss = Callable[[Tensor, Tensor], Tensor]
-DistillationLoss = Callable[[Tensor, Tensor], Tensor]
+# (student's logits, teachers' logits, weights of the branches) -> loss
+DistillationLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def binary_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
@@ -50,22 +51,41 @@ def asymmetric_loss(
     return _reduce(loss * (targets != UNKNOWN))
 
 
-def squared_error(logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """Squared error of raw logits [B, C] (PSD; Xu et al., IJCAI 2022), summed over labels."""
-    return _reduce((logits.float() - teacher_logits.float()) ** 2)
+def squared_error(logits: Tensor, teacher_logits: Tensor, weights: Tensor) -> Tensor:
+    """Squared error of raw logits [B, C] (PSD; Xu et al., IJCAI 2022), summed over labels.
+
+    `teacher_logits` [R, B, C] of R branches, with `weights` [R] that sum to 1. The gradient is that of one
+    target, their weighted mean; how far the branches are from it is added as a constant.
+    """
+    teachers = teacher_logits.float()
+    target = _mean(teachers, weights)
+    spread = _mean((teachers - target) ** 2, weights)
+    return _reduce((logits.float() - target) ** 2 + spread)
 
 
-def bernoulli_kl(logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
+def bernoulli_kl(logits: Tensor, teacher_logits: Tensor, weights: Tensor, temperature: float = 1.0) -> Tensor:
     """KL(teacher || student) of one Bernoulli for each label, from logits [B, C], times temperature squared.
 
-    The square keeps the gradient's size when the temperature changes (Hinton et al., 2015, section 2).
+    `teacher_logits` [R, B, C] of R branches, with `weights` [R] that sum to 1. The divergences from all of
+    them are the cross-entropy against the weighted mean of their probabilities, less their own entropies. The
+    square keeps the gradient's size when the temperature changes (Hinton et al., 2015, section 2).
     """
     student = logits.float() / temperature
-    teacher = teacher_logits.float() / temperature
-    probability = torch.sigmoid(teacher)
-    present = functional.logsigmoid(teacher) - functional.logsigmoid(student)
-    absent = functional.logsigmoid(-teacher) - functional.logsigmoid(-student)
-    return _reduce(probability * present + (1 - probability) * absent) * temperature**2
+    teachers = teacher_logits.float() / temperature
+    target = _mean(torch.sigmoid(teachers), weights)
+    own = _mean(_log_likelihood(teachers, torch.sigmoid(teachers)), weights)
+    return _reduce(own - _log_likelihood(student, target)) * temperature**2
+
+
+def _log_likelihood(logits: Tensor, probability: Tensor) -> Tensor:
+    """The expected log-likelihood of Bernoullis with `logits` where a label is there with `probability`."""
+    return probability * functional.logsigmoid(logits) + (1 - probability) * functional.logsigmoid(-logits)
+
+
+def _mean(branches: Tensor, weights: Tensor) -> Tensor:
+    """The weighted mean of branches: [R, B, C] and [R] -> [B, C]."""
+    # not a matrix product, which autocast would take to half precision
+    return (branches * weights[:, None, None]).sum(dim=0)
 
 
 def _reduce(loss: Tensor) -> Tensor:

@@ -47,6 +47,10 @@ class Bars:
         finally:
             progress.close()
 
+    def note(self, text: str) -> None:
+        """Print a line."""
+        say(self.console, text)
+
     def __enter__(self) -> Self:
         self.rich.start()
         return self

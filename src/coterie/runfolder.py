@@ -25,7 +25,7 @@ METRICS_FILE = "metrics.json"
 # compared by their fingerprint and other files by their content, wherever they lie.
 INDIFFERENT = (
     *("out", "device", "jobs", "data.source", "data.format", "data.image_root", "data.workers"),
-    *("data.cache_gb", "model.weights", "model.word_vectors"),
+    *("data.cache_gb", "model.weights", "model.word_vectors", "distill.cache_dir"),
 )
 
 

@@ -22,7 +22,7 @@ import torch.multiprocessing  # teaches pickle to hand tensors over in shared me
 
 from coterie.errors import ConfigError, CoterieError, RunError
 from coterie.models.factory import ModelFactory
-from coterie.progress import Bars, Progress, say
+from coterie.progress import Bars, Progress
 from coterie.runfolder import Training
 from coterie.trainer import make_fabric
 from coterie.training import Job, Workshop
@@ -82,7 +82,7 @@ def train_side_by_side(
                 if worker.result is not None:
                     yield worker.result
                 elif worker.crashed and attempts[name] < ATTEMPTS:
-                    say(bars.console, f"{name}: {worker.failure}; it is started once more")
+                    bars.note(f"{name}: {worker.failure}; it is started once more")
                     waiting.appendleft(worker.job)
                 else:
                     failures.append(f"{name}: {worker.failure}")
@@ -144,6 +144,8 @@ class _Worker:
             self._progress.advance(*content)
         elif kind == "epoch" and self._progress is not None:
             self._progress.epoch_done(*content)
+        elif kind == "note":
+            self._bars.note(*content)
         elif kind == "done":
             (self.result,) = content
         elif kind == "failed":
@@ -174,12 +176,15 @@ def _how(exitcode: int) -> str:
 
 @dataclass
 class _Sender:
-    """The watcher of a training in its own process: says it all to the parent."""
+    """The reporter and the watcher of a training in its own process: says it all to the parent."""
 
     connection: Connection
 
+    def note(self, text: str) -> None:
+        self.connection.send(("note", text))
+
     @contextmanager
-    def watch(self, name: str, epochs: int, images: int, done: int) -> Iterator[_Sender]:
+    def watch(self, name: str, epochs: int, images: int, done: int = 0) -> Iterator[_Sender]:
         self.connection.send(("begin", name, epochs, images, done))
         yield self
 
@@ -198,7 +203,7 @@ def _work(workshop: Workshop, job: Job, threads: int, slot: int, connection: Con
     sender = _Sender(connection)
     try:
         fabric = make_fabric(workshop.config, slot)
-        connection.send(("done", workshop.train(job, fabric, sender.watch)))
+        connection.send(("done", workshop.train(job, fabric, sender)))
     except CoterieError as error:
         connection.send(("failed", str(error), False))
     except OSError as error:

@@ -69,7 +69,7 @@ class Stages:
         self.store = store
         shared = config.data.workers > 0 or config.jobs > 1
         self.images = ResizedImages(dataset, factory.preprocessing, config.data.cache_gb, shared)
-        self.workshop = Workshop(config, folder.path, dataset, factory, self.images)
+        self.workshop = Workshop(config, folder.path, dataset, factory, self.images, fingerprint)
 
     def train(self, chosen: Collection[str]) -> set[str]:
         """Do the trainings whose names are `chosen`: baseline and teachers, up to `jobs` at once, then the
@@ -137,7 +137,7 @@ class Stages:
             yield from train_side_by_side(self.workshop, jobs, processes, bars)
             return
         for job in jobs:
-            yield self.workshop.train(job, self.fabric, bars.watch, self.folder.trainings())
+            yield self.workshop.train(job, self.fabric, bars, self.folder.trainings())
 
     def _tell(self, done: Training) -> None:
         epochs = training_settings(self.config, done).epochs
@@ -281,7 +281,7 @@ def training_key(
         "channels_last": config.channels_last,
     }
     if training.name == "student":
-        inputs["distill"] = config.distill.model_dump(mode="json")
+        inputs["distill"] = config.distill.inputs(config.student.epochs)
         inputs["teachers"] = teachers
     return content_hash(inputs)
 

@@ -4,8 +4,10 @@ plain.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 
 from coterie.config import DistillConfig, TrainConfig
@@ -17,7 +19,6 @@ from coterie.losses import (
     binary_cross_entropy,
     squared_error,
 )
-from coterie.teachers import Branch
 
 
 class ClassificationTask(nn.Module):
@@ -40,40 +41,47 @@ class ClassificationTask(nn.Module):
 class DistillationTask(nn.Module):
     """Train `model` on the labels and on frozen teachers (PSD; Xu et al., IJCAI 2022, eq. 3-5).
 
-    `(1 - w) * cls(z, y) + w * sum_b weight_b * kd(z, z_b)`, where z_b [B, C] are branch b's logits in full
-    label order and the weights are a and 1 - a.
+    `(1 - w) * cls(z, y) + w * sum_r weight_r * kd(z, z_r)`, where z_r [B, C] are the logits of branch r in
+    full label order and the weights are a and 1 - a. `teachers`: images -> logits [R, B, C]; None where
+    every batch brings those logits with it.
     """
+
+    weights: Tensor
 
     def __init__(
         self,
         model: nn.Module,
-        branches: dict[str, tuple[Branch, float]],
+        teachers: nn.Module | None,
+        weights: Sequence[float],
         loss: ClassificationLoss,
         distillation_loss: DistillationLoss,
         w: float,
+        num_classes: int,
     ) -> None:
         super().__init__()
         self.model = model
-        self.branches = nn.ModuleDict({name: branch for name, (branch, _) in branches.items()})
-        self.weights = {name: weight for name, (_, weight) in branches.items()}
+        self.teachers = teachers
+        self.register_buffer("weights", torch.tensor(weights, dtype=torch.float32), persistent=False)
         self.loss = loss
         self.distillation_loss = distillation_loss
         self.w = w
-        self.columns = list(range(next(iter(branches.values()))[0].num_classes))
+        self.columns = list(range(num_classes))
 
-    def forward(self, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """Images [B, 3, H, W], targets [B, C] -> loss [], logits [B, C], and the parts "cls", "kd-<branch>"
-        [].
+    def forward(
+        self, images: Tensor, targets: Tensor, teacher_logits: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Images [B, 3, H, W], targets [B, C], and the teachers' logits [R, B, C] where they are known ->
+        loss [], logits [B, C], and the parts "cls" and "kd" [].
         """
+        if teacher_logits is None:
+            if self.teachers is None:
+                raise ValueError("the student has neither teachers nor their logits")
+            teacher_logits = self.teachers(images)
         logits = self.model(images)
         classification = self.loss(logits, targets)
-        parts = {"cls": classification}
-        loss = (1 - self.w) * classification
-        for name, branch in self.branches.items():
-            part = self.distillation_loss(logits, branch(images))
-            parts[f"kd-{name}"] = part
-            loss = loss + self.w * self.weights[name] * part
-        return {"loss": loss, "logits": logits, **parts}
+        distillation = self.distillation_loss(logits, teacher_logits, self.weights)
+        loss = (1 - self.w) * classification + self.w * distillation
+        return {"loss": loss, "logits": logits, "cls": classification, "kd": distillation}
 
 
 Task = ClassificationTask | DistillationTask

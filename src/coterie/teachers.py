@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Self
 
 import torch
@@ -51,10 +51,41 @@ class Branch(nn.Module):
         """
         return super().train(False)
 
+    def made_faster(self, faster: Callable[[nn.Module], nn.Module]) -> Self:
+        """This branch, with `faster(model)` in the place of each of its models."""
+        self.models = nn.ModuleList(faster(model) for model in self.models)
+        return self
+
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         joined = torch.cat([model(images) for model in self.models], dim=1)
         return joined[:, self.columns]
+
+
+class Teachers(nn.Module):
+    """The branches that a student learns from: images [B, 3, H, W] -> logits [R, B, C], without gradients.
+
+    `compiled`: by torch.compile, once for each size of a batch.
+    """
+
+    def __init__(self, branches: Sequence[nn.Module], compiled: bool = False) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(branches)
+        # the weights are constants: freezing lets the compiler lay them out for the operations that use them
+        self._answer = (
+            torch.compile(self._stacked, dynamic=False, options={"freezing": True})
+            if compiled
+            else self._stacked
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        with torch.inference_mode():
+            logits = self._answer(images)
+        # copied outside of it: a tensor made in inference mode cannot be part of a loss
+        return logits.clone()
+
+    def _stacked(self, images: Tensor) -> Tensor:
+        return torch.stack([branch(images) for branch in self.branches])
 
 
 class Ensemble(nn.Module):

@@ -10,6 +10,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -46,6 +47,17 @@ class EpochWatcher(Protocol):
     def advance(self, images: int) -> None: ...
 
     def epoch_done(self, line: dict[str, Any]) -> None: ...
+
+
+class Reporter(Protocol):
+    """Whoever is told what is going on."""
+
+    def note(self, text: str) -> None: ...
+
+    def watch(
+        self, name: str, epochs: int, images: int, done: int = 0
+    ) -> AbstractContextManager[EpochWatcher]:
+        """The watcher of something that takes `epochs` of `images` each, `done` of which lie behind."""
 
 
 @dataclass(frozen=True)
@@ -191,7 +203,8 @@ class Trainer:
 
     def _step(self, batch: Batch, step: int) -> dict[str, Tensor]:
         images = to_images(batch.pixels, self.data.preprocessing, self.fabric, self.memory_format)
-        inputs = (images, batch.targets.to(self.fabric.device))
+        known = (batch.targets,) if batch.teacher_logits is None else (batch.targets, batch.teacher_logits)
+        inputs = (images, *(tensor.to(self.fabric.device, non_blocking=True) for tensor in known))
         outputs = optimize(self.wrapped, self.optimizer, self.fabric, inputs, self.settings)
         self.scheduler.step()
         if self.averaged is not None:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lightning_fabric import Fabric
+from torch import nn
 
 from coterie.checkpoint import Checkpoint, describe_architecture, load_model, save_checkpoint
 from coterie.config import Config, TrainConfig
 from coterie.data.dataset import MultiLabelDataset
-from coterie.data.loading import ResizedImages, plain_batches, training_batches
+from coterie.data.loading import Batches, ResizedImages, plain_batches, training_batches
 from coterie.data.transforms import make_augmentation
 from coterie.errors import CheckpointError
 from coterie.evaluation import EVALUATION_BATCH
@@ -22,10 +22,8 @@ from coterie.runfolder import Training, reset
 from coterie.seeding import derive_seed
 from coterie.tasks import ClassificationTask, DistillationTask, Task, classification_loss, distillation_loss
 from coterie.teachers import Branch
-from coterie.trainer import Data, EpochWatcher, Trainer
-
-# (name, epochs, images of an epoch, epochs done before) -> the watcher of that training
-Watch = Callable[[str, int, int, int], AbstractContextManager[EpochWatcher]]
+from coterie.teaching import Teaching
+from coterie.trainer import Data, Reporter, Trainer
 
 
 @dataclass(frozen=True)
@@ -46,18 +44,22 @@ class Workshop:
     dataset: MultiLabelDataset
     factory: ModelFactory
     images: ResizedImages
+    fingerprint: str
 
-    def train(self, job: Job, fabric: Fabric, watch: Watch, teachers: Sequence[Training] = ()) -> Training:
+    def train(
+        self, job: Job, fabric: Fabric, reporter: Reporter, teachers: Sequence[Training] = ()
+    ) -> Training:
         """Train from the last finished epoch on, and leave the checkpoint: the manifest's new entry.
 
         `teachers`: those of the manifest, for the student.
         """
         training, settings = job.training, job.settings
         path = self.folder / training.name
-        seed = derive_seed(self.config.seed, training.name)
+        seed = self._seed(training)
+        task, batches = self._task(job, seed, fabric, reporter, teachers)
         trainer = Trainer(
-            self._task(job, seed, teachers),
-            self._data(settings, seed),
+            task,
+            self._data(batches),
             settings,
             fabric,
             path,
@@ -66,7 +68,7 @@ class Workshop:
             channels_last=self.config.channels_last,
         )
         images = len(trainer.data.training) * trainer.data.training.sampler.batch_size
-        with watch(training.name, settings.epochs, images, trainer.state.epoch) as watcher:
+        with reporter.watch(training.name, settings.epochs, images, trainer.state.epoch) as watcher:
             state = trainer.run(watcher)
         model = trainer.task.model
         model.load_state_dict(state.best_weights)
@@ -105,25 +107,61 @@ class Workshop:
             loaded.append((model, checkpoint.class_names))
         return Branch(loaded, self.dataset.class_names)
 
-    def _task(self, job: Job, seed: int, teachers: Sequence[Training]) -> Task:
-        class_names = job.training.class_names
-        model = self.factory.build(class_names, seed)
-        loss = classification_loss(job.settings)
-        if job.training.name != "student":
-            columns = [self.dataset.class_names.index(name) for name in class_names]
-            return ClassificationTask(model, columns, loss)
-        distill = self.config.distill
-        branches = {
-            kind: (self.branch(kind, teachers), weight)
-            for kind, weight in branch_weights(self.config).items()
-        }
-        return DistillationTask(model, branches, loss, distillation_loss(distill), distill.w)
+    def _seed(self, training: Training) -> int:
+        of_student = self.config.distill.seed if training.name == "student" else None
+        return derive_seed(self.config.seed if of_student is None else of_student, training.name)
 
-    def _data(self, settings: TrainConfig, seed: int) -> Data:
-        workers = self.config.data.workers
-        augmentation = make_augmentation(self.config.augment)
-        return Data(
-            training_batches(self.images, "train", settings.batch_size, augmentation, seed, workers),
-            plain_batches(self.images, self.dataset.indices("val"), EVALUATION_BATCH, workers),
-            self.factory.preprocessing,
+    def _data(self, batches: Batches) -> Data:
+        validation = plain_batches(
+            self.images, self.dataset.indices("val"), EVALUATION_BATCH, self.config.data.workers
         )
+        return Data(batches, validation, self.factory.preprocessing)
+
+    def _task(
+        self, job: Job, seed: int, fabric: Fabric, reporter: Reporter, teachers: Sequence[Training]
+    ) -> tuple[Task, Batches]:
+        """What a training optimises, and on which batches."""
+        class_names, settings = job.training.class_names, job.settings
+        model = self.factory.build(class_names, seed)
+        if job.training.name == "student":
+            return self._distillation(model, settings, seed, fabric, reporter, teachers)
+        columns = [self.dataset.class_names.index(name) for name in class_names]
+        augmentation, workers = make_augmentation(self.config.augment), self.config.data.workers
+        batches = training_batches(self.images, "train", settings.batch_size, augmentation, seed, workers)
+        return ClassificationTask(model, columns, classification_loss(settings)), batches
+
+    def _distillation(
+        self,
+        model: nn.Module,
+        settings: TrainConfig,
+        seed: int,
+        fabric: Fabric,
+        reporter: Reporter,
+        teachers: Sequence[Training],
+    ) -> tuple[Task, Batches]:
+        """The student's task with its teachers; or without them, and batches that bring their logits."""
+        distill, weights = self.config.distill, branch_weights(self.config)
+        teaching = Teaching(self.config, self.images, fabric, lambda kind: self.branch(kind, teachers))
+        cache, answering = None, None
+        if distill.is_cached(settings.epochs):
+            made_from = {"data": self.fingerprint, "architecture": describe_architecture(self.factory)}
+            hashes = {
+                kind: [
+                    (other.class_names, other.weights_sha256) for other in teachers if other.branch == kind
+                ]
+                for kind in weights
+            }
+            cache = teaching.cache(self.folder, made_from, hashes)
+            teaching.fill(cache, settings.epochs, reporter)
+        else:
+            answering = teaching.teachers(list(weights))
+        task = DistillationTask(
+            model,
+            answering,
+            list(weights.values()),
+            classification_loss(settings),
+            distillation_loss(distill),
+            distill.w,
+            self.dataset.num_classes,
+        )
+        return task, teaching.batches(settings.batch_size, seed, cache)

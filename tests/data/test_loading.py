@@ -13,10 +13,10 @@ from PIL import Image
 from coterie.config import AugmentConfig
 from coterie.data.dataset import MultiLabelDataset, UnreadableImage
 from coterie.data.loading import (
-    Batch,
     Batches,
     EpochSampler,
     ResizedImages,
+    View,
     Views,
     plain_batches,
     training_batches,
@@ -56,7 +56,7 @@ def views_of(batches: Batches, epoch: int) -> dict[int, torch.Tensor]:
     }
 
 
-def batch(number: int, epoch: int = 0) -> Batch:
+def view(number: int, epoch: int = 0) -> View:
     return Views(ResizedImages(dataset(), PREPROCESSING), AUGMENTATION, seed=1)[epoch, number]
 
 
@@ -105,12 +105,12 @@ def test_training_batches_are_of_their_split() -> None:
 
 
 def test_a_view_depends_on_seed_epoch_and_image_alone() -> None:
-    pixels = batch(3).pixels
+    pixels = view(3).pixels
     torch.manual_seed(5)
-    batch(4)
+    view(4)
     torch.rand(3)
-    assert torch.equal(batch(3).pixels, pixels)
-    assert not torch.equal(batch(3, epoch=1).pixels, pixels)
+    assert torch.equal(view(3).pixels, pixels)
+    assert not torch.equal(view(3, epoch=1).pixels, pixels)
     other = Views(ResizedImages(dataset(), PREPROCESSING), AUGMENTATION, seed=2)[0, 3]
     assert not torch.equal(other.pixels, pixels)
 

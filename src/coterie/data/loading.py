@@ -1,4 +1,6 @@
-"""From a dataset to batches of uint8 pixels. A view depends on (seed, epoch, image) and nothing else."""
+"""From a dataset to batches of uint8 pixels. A view depends on (seed, number, image) and nothing else; its
+number is that of the epoch, unless views come again.
+"""
 
 from __future__ import annotations
 
@@ -17,15 +19,26 @@ from coterie.data.dataset import MultiLabelDataset, UnreadableImage
 from coterie.data.transforms import Preprocessing, to_pixels
 from coterie.seeding import derive_seed, seeded
 
-ViewKey = tuple[int, int]  # (epoch, position of the image in the dataset)
+ViewKey = tuple[int, int]  # (number of the view, position of the image in the dataset)
+
+
+class View(NamedTuple):
+    """Pixels uint8 [3, H, W], targets int8 [C], position int64 [] in the dataset."""
+
+    pixels: Tensor
+    targets: Tensor
+    position: Tensor
 
 
 class Batch(NamedTuple):
-    """Pixels uint8 [B, 3, H, W], targets int8 [B, C], positions int64 [B] in the dataset."""
+    """Pixels uint8 [B, 3, H, W], targets int8 [B, C], positions int64 [B] in the dataset; logits of R
+    branches of teachers float32 [R, B, C], where they are known.
+    """
 
     pixels: Tensor
     targets: Tensor
     indices: Tensor
+    teacher_logits: Tensor | None = None
 
 
 class ResizedImages:
@@ -66,8 +79,8 @@ class ResizedImages:
         return self.preprocessing.resize(self.dataset.load_image(index))
 
 
-class Views(Dataset[Batch]):
-    """Augmented (or plain) views; an item's key is (epoch, image)."""
+class Views(Dataset[View]):
+    """Augmented (or plain) views; an item's key is (number of the view, image)."""
 
     def __init__(
         self, images: ResizedImages, augmentation: v2.Transform | None = None, seed: int = 0
@@ -76,16 +89,16 @@ class Views(Dataset[Batch]):
         self.augmentation = augmentation
         self.seed = seed
 
-    def __getitem__(self, key: ViewKey) -> Batch:
-        epoch, index = key
+    def __getitem__(self, key: ViewKey) -> View:
+        number, index = key
         image = self.images[index]
         if self.augmentation is not None:
-            with seeded(self.seed, "view", epoch, index):
+            with seeded(self.seed, "view", number, index):
                 image = self.augmentation(image)
         targets = torch.from_numpy(self.images.dataset.targets[index])
-        return Batch(to_pixels(image), targets, torch.tensor(index))
+        return View(to_pixels(image), targets, torch.tensor(index))
 
-    def __getitems__(self, keys: list[ViewKey]) -> list[Batch] | UnreadableImage:
+    def __getitems__(self, keys: list[ViewKey]) -> list[View] | UnreadableImage:
         """The views of one batch; an unreadable image among them is handed on, as what is raised in a loading
         process comes out of torch as another error.
         """
@@ -95,21 +108,35 @@ class Views(Dataset[Batch]):
             return error
 
 
-def _collated(views: list[Batch] | UnreadableImage) -> Batch | UnreadableImage:
-    return views if isinstance(views, UnreadableImage) else default_collate(views)
+def _collated(views: list[View] | UnreadableImage) -> Batch | UnreadableImage:
+    return views if isinstance(views, UnreadableImage) else Batch(*default_collate(views))
 
 
 class EpochSampler(Sampler[list[ViewKey]]):
-    """Batches of view keys. A training epoch has an order of its own and leaves a short last batch out."""
+    """Batches of view keys. A training epoch has an order of its own and leaves a short last batch out.
+
+    `views`: how many views of an image there are, that the epochs take in turn; None for one in each epoch.
+    """
 
     def __init__(
-        self, indices: npt.NDArray[np.int64], batch_size: int, *, shuffle: bool = False, seed: int = 0
+        self,
+        indices: npt.NDArray[np.int64],
+        batch_size: int,
+        *,
+        shuffle: bool = False,
+        seed: int = 0,
+        views: int | None = None,
     ) -> None:
         self.indices = indices
         self.batch_size = min(batch_size, len(indices))
         self.shuffle = shuffle
         self.seed = seed
+        self.views = views
         self.epoch = 0
+
+    def view(self, epoch: int) -> int:
+        """The number of the view that all images have in an epoch."""
+        return epoch if self.views is None else epoch % self.views
 
     def __len__(self) -> int:
         full, rest = divmod(len(self.indices), self.batch_size)
@@ -121,7 +148,7 @@ class EpochSampler(Sampler[list[ViewKey]]):
             order = np.random.default_rng(derive_seed(self.seed, "order", self.epoch)).permutation(order)
         for number in range(len(self)):
             chosen = order[number * self.batch_size : (number + 1) * self.batch_size]
-            yield [(self.epoch, int(index)) for index in chosen]
+            yield [(self.view(self.epoch), int(index)) for index in chosen]
 
 
 class Batches:
@@ -129,7 +156,7 @@ class Batches:
 
     def __init__(self, views: Views, sampler: EpochSampler, workers: int = 0) -> None:
         self.sampler = sampler
-        self._loader: DataLoader[Batch] = DataLoader(
+        self._loader: DataLoader[View] = DataLoader(
             views,
             batch_sampler=sampler,
             collate_fn=_collated,

@@ -1,0 +1,98 @@
+"""Trained models made ready to answer fast: no gradients, batch norm folded, low precision where it holds."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from coterie.models.folding import fold_batch_norm, relative_error
+
+Precision = Literal["fp32", "bf16", "fp16"]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# What cpuinfo calls bf16 arithmetic in hardware; without it, bf16 is slower than fp32.
+CPU_BF16 = ("avx512_bf16", "amx_bf16", "bf16")
+# Folding is proven on this many images: in float64, where a forward pass is slow.
+PROOF_IMAGES = 2
+
+
+class FrozenModel(nn.Module):
+    """A trained model that answers and does not learn: images [B, 3, H, W] float32 -> logits [B, C] float32.
+
+    It stays in evaluation mode whatever the module around it does, and in its own precision whatever autocast
+    is on around it: `dtype` is that of its weights, or with `autocast` that of the operations that torch
+    holds to be safe in it.
+    """
+
+    def __init__(
+        self, model: nn.Module, dtype: torch.dtype = torch.float32, *, autocast: bool = False
+    ) -> None:
+        super().__init__()
+        self.model = model if autocast else model.to(dtype)
+        self.dtype = dtype
+        self.autocast = autocast
+        self.requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> Self:  # noqa: ARG002
+        """Stay in evaluation mode: batch norm and dropout must not move while the model gives targets."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        with torch.autocast(images.device.type, self.dtype, enabled=self.autocast):
+            logits: Tensor = self.model(images if self.autocast else images.to(self.dtype))
+        return logits.float()
+
+
+def freeze(
+    model: nn.Module, images: Tensor, *, tolerance: float, precision: Precision = "fp32"
+) -> FrozenModel:
+    """`model` in the cheapest form whose logits on `images` are within `tolerance` of its own in fp32.
+
+    Cheapest first: folded, with weights in low precision; as it is, under autocast; folded, in fp32. The
+    error is the norm of the difference over the norm of the logits. `images` [B, 3, H, W] are real ones, on
+    the device that is to answer; `precision` is that of the run. A tolerance of 0 leaves the model as it is.
+    """
+    # folded before it goes to the device: not every device has float64
+    folded = fold_batch_norm(model.cpu(), images[:PROOF_IMAGES].cpu()) if tolerance > 0 else model
+    plain = FrozenModel(model.to(images.device))
+    if tolerance == 0:
+        return plain
+    expected = plain(images)
+    for dtype in low_precisions(images.device.type, precision):
+        for form in (
+            FrozenModel(copy.deepcopy(folded).to(images.device), dtype),
+            FrozenModel(plain.model, dtype, autocast=True),
+        ):
+            if _error(form, images, expected) <= tolerance:
+                return form
+    return FrozenModel(folded.to(images.device))
+
+
+def low_precisions(device_type: str, precision: Precision) -> list[torch.dtype]:
+    """The precisions under fp32 that are fast on a device, that of the run first."""
+    fast = [] if precision == "fp32" else [DTYPES[precision]]
+    if device_type == "cuda":
+        # bf16 first: it has the range of fp32, where fp16 overflows on a picture that nobody tried
+        fast += [torch.bfloat16] if torch.cuda.is_bf16_supported(including_emulation=False) else []
+        fast += [torch.float16]
+    elif device_type == "cpu":
+        # older versions of torch do not tell; they stay in the precision of the run
+        capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+        fast += [torch.bfloat16] if any(capabilities.get(name) for name in CPU_BF16) else []
+    return list(dict.fromkeys(fast))
+
+
+def _error(form: FrozenModel, images: Tensor, expected: Tensor) -> float:
+    """The relative error of a form's logits; infinite where the model does not run in that form."""
+    try:
+        return relative_error(form(images), expected)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError:  # a model may make tensors of a type of its own choice
+        return math.inf

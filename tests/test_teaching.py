@@ -1,0 +1,278 @@
+"""How a student comes to its teachers' logits: from the disk the same as from the teachers."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from coterie.checkpoint import load_model
+from coterie.config import Config, load_config
+from coterie.data.loading import ResizedImages
+from coterie.data.transforms import Preprocessing
+from coterie.errors import RunError
+from coterie.files import file_sha256
+from coterie.models.folding import relative_error
+from coterie.pipeline import Run, run
+from coterie.teacher_cache import TeacherCache
+from coterie.teachers import Branch, Teachers
+from coterie.teaching import CACHE_FOLDER, Teaching
+from tests.tiny import CLASS_NAMES, RUN_WORDS, SIDE, Net, cpu_fabric, make_dataset, tiny_net
+
+KINDS = ("co-occurrence", "dis-occurrence")
+# 24 training images: the last 4 of an order are left out of an epoch
+WORDS = ("augment.cutout=0.5", "augment.randaugment=false", "train.batch_size=10", "distill.tolerance=0")
+# a student whose views come again in every other epoch
+CACHED = ("student.epochs=4", "distill.views=2")
+
+
+def load_branch(kind: str) -> Branch:
+    """Two teachers of two classes each."""
+    groups = (
+        (("blue", "red"), ("stripes", "green")) if kind == KINDS[0] else (CLASS_NAMES[:2], CLASS_NAMES[2:])
+    )
+    teachers = [(tiny_net(number + len(kind), 2).eval(), group) for number, group in enumerate(groups)]
+    return Branch(teachers, CLASS_NAMES)
+
+
+def teaching(*words: str) -> Teaching:
+    images = ResizedImages(make_dataset(), Preprocessing(SIDE, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)))
+    return Teaching(load_config([*WORDS, *words]), images, cpu_fabric(), load_branch)
+
+
+def cache_of(
+    lesson: Teaching, folder: Path, kinds: Sequence[str] = KINDS, weights: str = "hash"
+) -> TeacherCache:
+    return lesson.cache(folder, {"data": "fingerprint"}, {kind: [(CLASS_NAMES, weights)] for kind in kinds})
+
+
+def as_images(lesson: Teaching, pixels: Tensor) -> Tensor:
+    return lesson.images.preprocessing.normalize(pixels)
+
+
+def test_logits_from_the_disk_are_those_of_the_teachers_for_the_same_views(tmp_path: Path) -> None:
+    lesson = teaching("distill.views=2")
+    plain = Teachers([load_branch(kind) for kind in KINDS])
+    taught = lesson.batches(10, 3, cache_of(lesson, tmp_path))
+    live = lesson.batches(10, 3, None)
+    seen: dict[int, Tensor] = {}
+    for epoch in range(4):
+        for batch, alone in zip(taught.epoch(epoch), live.epoch(epoch), strict=True):
+            assert batch.teacher_logits is not None
+            assert alone.teacher_logits is None
+            assert torch.equal(batch.pixels, alone.pixels)
+            expected = plain(as_images(lesson, batch.pixels))
+            torch.testing.assert_close(batch.teacher_logits, expected, rtol=1e-4, atol=1e-5)
+            if epoch in (0, 2):  # the same view, in other company: the same bits
+                for index, logits in zip(batch.indices.tolist(), batch.teacher_logits.unbind(1), strict=True):
+                    assert torch.equal(seen.setdefault(index, logits), logits)
+    assert len(list(tmp_path.rglob("view-*.bin"))) == 2 * 2
+
+
+def test_epochs_take_the_views_in_turn_each_in_an_order_of_its_own() -> None:
+    epochs = []
+    for epoch in range(3):
+        batches = list(teaching("distill.views=2").batches(10, 3, None).epoch(epoch))
+        pixels = {int(i): p for batch in batches for i, p in zip(batch.indices, batch.pixels, strict=True)}
+        epochs.append(([int(index) for batch in batches for index in batch.indices], pixels))
+    (order, first), (_, second), (later_order, third) = epochs
+    assert order != later_order
+    assert all(torch.equal(third[index], first[index]) for index in first.keys() & third.keys())
+    assert not any(torch.equal(second[index], first[index]) for index in first.keys() & second.keys())
+
+
+def test_a_view_is_stored_for_every_training_image_also_those_that_an_epoch_leaves_out(
+    tmp_path: Path,
+) -> None:
+    lesson = teaching()
+    taken = {int(index) for batch in lesson.batches(10, 3, None).epoch(0) for index in batch.indices}
+    training = lesson.images.dataset.indices("train")
+    assert len(taken) == 20 < len(training)
+    stored = cache_of(lesson, tmp_path).view(0)
+    assert [branch.shape for branch in stored] == [(24, 4)] * 2
+    pixels = torch.stack([lesson.views[0, int(index)].pixels for index in training])
+    expected = load_branch(KINDS[1])(as_images(lesson, pixels))
+    np.testing.assert_allclose(stored[1], expected.numpy(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "word", ["distill.w=0.9", "distill.a=0.2", "distill.seed=5", "distill.loss=squared-error"]
+)
+def test_students_that_differ_in_the_loss_or_the_seed_share_what_is_stored(tmp_path: Path, word: str) -> None:
+    cache_of(teaching(), tmp_path).fill([0])
+    assert cache_of(teaching(word), tmp_path).missing([0]) == []
+    assert cache_of(teaching(word), tmp_path, KINDS[:1]).missing([0]) == []
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        *("seed=1", "distill.view_seed=1", "augment.cutout=0.4", "augment.flip=0.5", "distill.tolerance=0.1"),
+        *("precision=bf16", "channels_last=false", "distill.cache_dtype=float16", "distill.compile=true"),
+    ],
+)
+def test_what_changes_views_or_answers_makes_another_cache(tmp_path: Path, word: str) -> None:
+    cache_of(teaching(), tmp_path).fill([0])
+    assert cache_of(teaching(word), tmp_path).missing([0]) == [0]
+
+
+def test_other_teachers_data_preprocessing_and_versions_make_another_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lesson = teaching()
+    cache_of(lesson, tmp_path).fill([0])
+    assert cache_of(lesson, tmp_path, weights="other").missing([0]) == [0]
+    hashes = {kind: [(CLASS_NAMES, "hash")] for kind in KINDS}
+    assert lesson.cache(tmp_path, {"data": "fingerprint"}, hashes).missing([0]) == []
+    assert lesson.cache(tmp_path, {"data": "other"}, hashes).missing([0]) == [0]
+    images = ResizedImages(make_dataset(), Preprocessing(SIDE, (0.5, 0.5, 0.5), (0.25, 0.25, 0.2)))
+    other = Teaching(lesson.config, images, lesson.fabric, load_branch)
+    assert cache_of(other, tmp_path).missing([0]) == [0]
+    monkeypatch.setattr("coterie.teaching.version", lambda name: f"{name} of tomorrow")
+    assert cache_of(lesson, tmp_path).missing([0]) == [0]
+
+
+def config_of(made: Run, out: Path, *changes: str) -> Config:
+    return load_config([*RUN_WORDS, f"data={made.config.data.source}", f"out={out}", *changes])
+
+
+def student(folder: Path) -> str:
+    """The hash of the student's weights."""
+    return file_sha256(folder / "student" / "model.safetensors")
+
+
+@pytest.fixture
+def answers(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
+    """The branches whose teachers are made ready from here on."""
+    asked: list[tuple[str, ...]] = []
+    teachers = Teaching.teachers
+
+    def recorded(self: Teaching, kinds: Sequence[str]) -> Teachers:
+        asked.append(tuple(kinds))
+        return teachers(self, kinds)
+
+    monkeypatch.setattr(Teaching, "teachers", recorded)
+    return asked
+
+
+def test_a_student_from_the_disk_is_to_the_bit_the_one_that_filled_it(
+    run_copy: Run, tmp_path: Path, answers: list[tuple[str, ...]]
+) -> None:
+    config = config_of(run_copy, run_copy.folder, *CACHED, f"distill.cache_dir={tmp_path / 'shared'}")
+    screen = io.StringIO()
+    first = run(config, update=True, console=Console(file=screen))
+    made, weights = list(answers), student(first.folder)
+    assert made == [KINDS]
+    assert "teachers' logits: 2 views, 2 made in" in screen.getvalue()
+    answers.clear()
+    again = run(config.model_copy(update={"out": tmp_path / "again"}))
+    assert answers == []
+    assert student(again.folder) == weights
+    assert again.metrics == first.metrics
+
+
+def test_students_of_one_set_of_teachers_ask_them_once(run_copy: Run, answers: list[tuple[str, ...]]) -> None:
+    weights = set()
+    for words in ((), ("distill.w=0.9",), ("distill.a=0.2",), ("distill.seed=5",)):
+        run(config_of(run_copy, run_copy.folder, *CACHED, *words), update=True)
+        weights.add(student(run_copy.folder))
+    assert answers == [KINDS]
+    assert len(weights) == 4
+    teachers = {
+        entry.name for entry in (run_copy.folder / "archive").iterdir() if "student" not in entry.name
+    }
+    assert teachers == set()
+    assert len(list((run_copy.folder / CACHE_FOLDER).rglob("view-*.bin"))) == 4
+
+
+def test_the_cache_changes_a_student_by_rounding_alone(run_copy: Run) -> None:
+    def weights(*words: str) -> Tensor:
+        made = run(config_of(run_copy, run_copy.folder, *CACHED, "distill.tolerance=0", *words), update=True)
+        model, _ = load_model(made.folder / "student", Net)
+        return torch.cat([tensor.double().flatten() for tensor in model.state_dict().values()])
+
+    live = weights("distill.cache=off")
+    torch.testing.assert_close(weights("distill.cache=on"), live, rtol=1e-3, atol=1e-4)
+    in_float16 = weights("distill.cache_dtype=float16")
+    assert 0 < relative_error(in_float16, live) < 1e-2
+
+
+def test_a_run_stopped_while_it_fills_or_learns_ends_as_one_never_stopped(
+    run_copy: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run(config_of(run_copy, run_copy.folder, *CACHED), update=True)
+    stopped = config_of(run_copy, tmp_path / "stopped", *CACHED)
+    make = TeacherCache._make
+    view = TeacherCache.view
+
+    def stop_at_the_second_view(self: TeacherCache, number: int, *rest: object, **named: object) -> bool:
+        if number == 1:
+            raise KeyboardInterrupt
+        return make(self, number, *rest, **named)  # type: ignore[arg-type]
+
+    def stop_at_the_third_epoch(self: TeacherCache, number: int) -> object:
+        read.append(number)
+        if len(read) == 3:
+            raise KeyboardInterrupt
+        return view(self, number)
+
+    read: list[int] = []
+    monkeypatch.setattr(TeacherCache, "_make", stop_at_the_second_view)
+    with pytest.raises(KeyboardInterrupt):
+        run(stopped)
+    assert len(list((tmp_path / "stopped" / CACHE_FOLDER).rglob("view-*.bin"))) == 2
+    monkeypatch.undo()
+    monkeypatch.setattr(TeacherCache, "view", stop_at_the_third_epoch)
+    with pytest.raises(KeyboardInterrupt):
+        run(stopped)
+    assert (tmp_path / "stopped" / "student" / "last.pt").exists()
+    monkeypatch.undo()
+    ended = run(stopped)
+    assert student(ended.folder) == student(whole.folder)
+    assert ended.metrics == whole.metrics
+
+
+def test_a_view_that_breaks_while_the_student_learns_is_made_again(
+    run_copy: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run(config_of(run_copy, run_copy.folder, *CACHED), update=True)
+    view = TeacherCache.view
+
+    def broken(self: TeacherCache, number: int) -> object:
+        for file in (tmp_path / "run-2" / CACHE_FOLDER).rglob(f"view-{number:04d}.bin"):
+            file.write_bytes(file.read_bytes()[:-1])
+        return view(self, number)
+
+    monkeypatch.setattr(TeacherCache, "view", broken)
+    again = run(config_of(run_copy, tmp_path / "run-2", *CACHED))
+    assert student(again.folder) == student(whole.folder)
+
+
+def test_the_teachers_of_a_full_cache_disk_are_kept_and_a_restart_goes_on(
+    run_copy: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(run_copy, run_copy.folder, *CACHED)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("coterie.teacher_cache.atomic_write", full)
+    with pytest.raises(RunError, match=r"teachers' logits cannot be written to .*teacher-logits: No space"):
+        run(config, update=True)
+    monkeypatch.undo()
+    assert list(run(config).metrics["val"]) == list(run_copy.metrics["val"])
+
+
+def test_a_student_of_another_seed_keeps_the_teachers(run_copy: Run) -> None:
+    before = student(run_copy.folder)
+    run(config_of(run_copy, run_copy.folder, "distill.seed=0"), update=True)
+    assert student(run_copy.folder) == before  # that of the run
+    run(config_of(run_copy, run_copy.folder, "distill.seed=1"), update=True)
+    assert student(run_copy.folder) != before
+    assert {entry.name.split("-")[0] for entry in (run_copy.folder / "archive").iterdir()} == {"student"}
