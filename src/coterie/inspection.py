@@ -93,7 +93,9 @@ def inspect_data(config: Config, pairs: int = 10, same_content: bool = False) ->
     twice = repeated_images(dataset)
     if same_content:
         twice = sorted({*twice, *_same_content(dataset.subset(found), found)})
-    by_split = {split: dataset.indices(split) for split in dataset.split_names}
+    ranks = {"train": 0, "val": 1}
+    names = sorted(dataset.split_names, key=lambda name: ranks.get(name, 2))
+    by_split = {split: dataset.indices(split) for split in names}
     parts = by_split | {ALL: np.arange(len(dataset))}
     is_missing = np.zeros(len(dataset), dtype=np.bool_)
     is_missing[missing] = True
