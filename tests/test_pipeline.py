@@ -249,7 +249,7 @@ def test_a_killed_run_ends_with_the_metrics_of_one_never_stopped(finished_run: R
     folder = tmp_path / "killed"
     words = [*RUN_WORDS, f"data={finished_run.config.data.source}", f"out={folder}"]
     environment = os.environ | {
-        "PYTHONPATH": str(Path(__file__).parents[1]),
+        "PYTHONPATH": os.pathsep.join(sys.path),
         "OMP_NUM_THREADS": str(torch.get_num_threads()),
     }
     process = subprocess.Popen(
