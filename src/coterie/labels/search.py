@@ -30,15 +30,19 @@ def search(
     best, lowest = min(
         (descend(affinity, start, cost, sizes) for start in starts), key=lambda found: found[1]
     )
-    c = len(affinity)
     for _ in range(kicks):
-        kicked = best.copy()
-        some = rng.choice(c, rng.integers(2, max(2, c // 8) + 1), replace=False)
-        kicked[some] = kicked[rng.permutation(some)]
-        labels, value = descend(affinity, kicked, cost, sizes)
+        labels, value = descend(affinity, kicked(best, rng), cost, sizes)
         if value < lowest - SMALLEST_GAIN:
             best, lowest = labels, value
     return best
+
+
+def kicked(labels: Labels, rng: np.random.Generator) -> Labels:
+    """`labels` [C] with the groups of a few classes shuffled: 2 of them to one in eight."""
+    shuffled, c = labels.copy(), len(labels)
+    some = rng.choice(c, rng.integers(2, max(2, c // 8) + 1), replace=False)
+    shuffled[some] = shuffled[rng.permutation(some)]
+    return shuffled
 
 
 def descend(affinity: Floats, start: Labels, cost: GroupCost, sizes: tuple[int, int]) -> tuple[Labels, float]:
