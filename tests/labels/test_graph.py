@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
+from coterie.data import targets as targets_module
 from coterie.errors import DataError, PartitionError
-from coterie.labels import CooccurrenceGraph, graph
+from coterie.labels import CooccurrenceGraph
 from tests.conftest import shared_data
 
 NAMES = ("cat", "dog", "tree")
@@ -47,7 +48,7 @@ def test_no_images_give_a_graph_of_zeros() -> None:
 def test_blocks_sum_to_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     targets = np.random.default_rng(0).integers(-1, 2, (1000, 7)).astype(np.int8)
     present = (targets == 1).astype(np.int64)
-    monkeypatch.setattr(graph, "BLOCK_ENTRIES", 50)
+    monkeypatch.setattr(targets_module, "BLOCK_ENTRIES", 50)
     found = CooccurrenceGraph.from_targets(targets, list("abcdefg"))
     np.testing.assert_array_equal(found.counts + np.diag(found.class_counts), present.T @ present)
 

@@ -212,14 +212,6 @@ def test_a_partition_orders_its_groups_and_names_them() -> None:
     assert (partition.k, partition.sizes) == (2, (2, 2))
 
 
-def test_the_same_groups_in_another_order_of_the_classes() -> None:
-    partition = small_partition().reordered(("café", "tree", "dog", "cat"))
-    assert partition.groups == ((0, 2), (1, 3))
-    assert names_of(partition) == names_of(small_partition())
-    with pytest.raises(PartitionError, match="of other classes; 'car', 'cat' on one side only"):
-        partition.reordered(("café", "tree", "dog", "car"))
-
-
 def test_a_saved_partition_is_loaded_as_it_was(tmp_path: Path) -> None:
     path = tmp_path / "new folder" / "partition.json"
     small_partition().save(path)

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from coterie.labels.objectives import normalized_cut, normalized_cut_cost
-from coterie.labels.search import Floats, Labels, descend
+from coterie.labels.objectives import Floats, Labels, normalized_cut, normalized_cut_cost
+from coterie.labels.search import descend
 
 
 def random_affinity(classes: int) -> Floats:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,8 +14,7 @@ from coterie.errors import PartitionError, did_you_mean, repeated, shortened
 from coterie.files import atomic_write
 from coterie.labels.anticlustering import balanced_anticlusters
 from coterie.labels.graph import CooccurrenceGraph
-from coterie.labels.objectives import Floats, check_groups, normalized_cut, share_inside
-from coterie.labels.search import Labels
+from coterie.labels.objectives import Floats, Labels, check_groups, normalized_cut, share_inside
 from coterie.labels.spectral import lowest_normalized_cut, paper_cut
 
 SCHEMA_VERSION = 1
@@ -81,15 +80,6 @@ class Partition:
     def group_names(self) -> tuple[tuple[str, ...], ...]:
         """The groups by class name."""
         return tuple(tuple(self.class_names[index] for index in group) for group in self.groups)
-
-    def reordered(self, class_names: Sequence[str]) -> Partition:
-        """The same groups for the same classes in another order; PartitionError where the classes differ."""
-        if set(class_names) != set(self.class_names):
-            differ = sorted(set(class_names) ^ set(self.class_names))
-            raise PartitionError(f"the partition is of other classes; {shortened(differ)} on one side only")
-        position = {name: index for index, name in enumerate(class_names)}
-        groups = tuple(tuple(position[name] for name in names) for names in self.group_names)
-        return replace(self, groups=groups, class_names=tuple(class_names))
 
     def save(self, path: str | Path) -> None:
         """Write the partition to `path` as JSON, groups by class name, in one step."""
