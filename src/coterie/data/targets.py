@@ -25,12 +25,10 @@ def present_rows(targets: Targets) -> Iterator[csr_array]:
     Dense, or sparse in any of SciPy's formats, where an entry that is not stored is absent.
     Raises DataError for values other than 1, 0 and -1.
     """
-    from scipy import sparse  # here, not above: the command line need not wait for it
-
-    if not sparse.issparse(targets):
+    if not hasattr(targets, "tocsr"):
         yield from _dense_rows(np.asarray(targets))
         return
-    rows = sparse.csr_array(targets)
+    rows = targets.tocsr()
     if not rows.has_canonical_format:  # an entry that is stored twice counts as the sum
         rows = rows.copy()
         rows.sum_duplicates()
@@ -54,7 +52,7 @@ def _dense_rows(targets: npt.NDArray[Any]) -> Iterator[csr_array]:
 
 def _ones(columns: npt.NDArray[Any], edges: npt.NDArray[Any], c: int) -> csr_array:
     """CSR [rows, C] with ones at `columns`; row i holds those from edges[i] to edges[i + 1]."""
-    from scipy import sparse
+    from scipy import sparse  # here, not above: the command line need not wait for it
 
     return sparse.csr_array((np.ones(len(columns), np.int32), columns, edges), (len(edges) - 1, c))
 
