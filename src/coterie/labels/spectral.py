@@ -92,7 +92,7 @@ def _k_means(rows: Floats, k: int, seeds: Iterable[int], inits: int) -> list[Lab
     from sklearn.cluster import k_means
     from threadpoolctl import threadpool_limits
 
-    # one thread: on rows this few, more only wait for each other
+    # one thread: the caller's limit has not reached what scikit-learn loaded just now
     with threadpool_limits(1), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # fewer distinct rows than groups: the empty groups are filled below
         found = [k_means(rows, k, random_state=seed, n_init=inits)[1].astype(np.int64) for seed in seeds]
