@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import json
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -370,6 +371,52 @@ def test_the_example_in_the_docstring_runs() -> None:
     assert result.failed == 0
 
 
+# blocks, threads and memory
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("unknown", [0.0, 0.3])
+def test_small_blocks_and_several_threads_change_no_value(
+    monkeypatch: pytest.MonkeyPatch, threads: int, unknown: float
+) -> None:
+    scores, targets = draw(101, 37, 2, unknown)
+    metrics = multilabel_metrics(scores, targets, threshold=0.3)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(coterie.metrics, "ROW_ENTRIES", 4 * 37)
+    monkeypatch.setattr(coterie.metrics, "WORKING_BYTES", 5 * threads * 101 * coterie.metrics.ENTRY_BYTES)
+    assert multilabel_metrics(scores, targets, threshold=0.3) == metrics
+    assert multilabel_metrics(torch.from_numpy(scores), torch.from_numpy(targets), 0.3) == metrics
+    assert average_precision(scores, targets).tolist() == pytest.approx(np.array(metrics["AP"]) / 100)
+
+
+def test_fewer_images_than_threads_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    metrics = multilabel_metrics(*draw(2, 5))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    assert multilabel_metrics(*draw(2, 5)) == metrics
+
+
+@pytest.mark.parametrize("present", [0.01, 1.0])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_memory_beside_the_inputs_is_bounded_whatever_their_size(
+    monkeypatch: pytest.MonkeyPatch, dtype: type[np.floating[Any]], present: float
+) -> None:
+    rng = np.random.default_rng(0)
+    scores, targets = (
+        rng.random((4000, 300)).astype(dtype),
+        (rng.random((4000, 300)) < present).astype(np.int8),
+    )
+    bound = 2**20
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(coterie.metrics, "WORKING_BYTES", bound)
+    monkeypatch.setattr(coterie.metrics, "ROW_ENTRIES", 2**13)
+    multilabel_metrics(scores[:10], targets[:10])
+    tracemalloc.start()
+    multilabel_metrics(scores, targets)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < bound < targets.nbytes
+
+
 # messages
 
 
@@ -399,6 +446,18 @@ def test_a_score_that_is_not_finite_is_named_with_its_row_and_class(value: float
         average_precision(scores, targets)
     with pytest.raises(DataError, match=f"score in row 3, class 'dog' is {value}; scores must be finite"):
         multilabel_metrics(scores, targets, class_names=["cat", "dog", "emu"])
+
+
+def test_a_wrong_value_is_named_with_its_row_whatever_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(coterie.metrics, "ROW_ENTRIES", 3)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    scores, targets = draw(50, 3)
+    scores[47, 2], targets[20, 1] = np.nan, 3
+    with pytest.raises(DataError, match="target in row 20, class 1 is 3"):
+        multilabel_metrics(scores, targets)
+    targets[20, 1] = 0
+    with pytest.raises(DataError, match="score in row 47, class 2 is nan"):
+        multilabel_metrics(scores, targets)
 
 
 @pytest.mark.parametrize("value", [2, -2, 0.5, np.nan])

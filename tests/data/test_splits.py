@@ -71,6 +71,44 @@ def test_a_seed_means_the_same_split_everywhere() -> None:
     assert [name[0] for name in splits] == list("tvttvtvttvtt")
 
 
+def plain_parts(targets: npt.NDArray[np.int8], shares: list[float], seed: int) -> list[int]:
+    """Iterative stratification step by step, with everything counted anew before each."""
+    random = np.random.RandomState(seed)
+    everyone = np.arange(len(targets))
+    free = random.permutation(everyone).tolist()
+    parts = np.full(len(targets), -1)
+
+    def lacking(images: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        """How many of `images` each part still lacks."""
+        placed = np.array([(parts[images] == part).sum() for part in range(len(shares))])
+        return np.asarray((np.array(shares) * len(images) - placed).round(9))
+
+    def any_of(choices: npt.NDArray[np.int64]) -> int:
+        return int(choices[random.choice(len(choices))] if len(choices) > 1 else choices[0])
+
+    while free:
+        counts = (targets[free] == 1).sum(axis=0)
+        images = everyone
+        if counts.any():
+            rarest = any_of(np.flatnonzero(counts == counts[counts > 0].min()))
+            images = np.flatnonzero(targets[:, rarest] == 1)
+        for image in [image for image in free if image in images]:
+            best = np.flatnonzero(lacking(images) == lacking(images).max())
+            parts[image] = any_of(best[lacking(everyone)[best] == lacking(everyone)[best].max()])
+            free.remove(image)
+    return parts.tolist()
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("shares", [[0.8, 0.1, 0.1], [0.75, 0.25], [0.25, 0.25, 0.25, 0.25]])
+def test_splits_are_those_of_the_plain_algorithm(shares: list[float], seed: int) -> None:
+    targets = long_tail(90, 12)
+    targets[np.random.default_rng(seed).random(targets.shape) < 0.1] = -1
+    names = [f"part {part}" for part in range(len(shares))]
+    splits = stratified_split(targets, dict(zip(names, shares, strict=True)), seed)
+    assert splits.tolist() == [names[part] for part in plain_parts(targets, shares, seed)]
+
+
 def test_unknown_targets_count_as_absent() -> None:
     targets = long_tail()
     unknown = np.where((targets == 0) & (np.arange(len(targets)) % 3 == 0)[:, None], -1, targets).astype(

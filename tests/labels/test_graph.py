@@ -1,8 +1,14 @@
+import tracemalloc
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
+from scipy import sparse
 
+from coterie.data import sparse as sparse_targets
 from coterie.errors import DataError, PartitionError
-from coterie.labels import CooccurrenceGraph, graph
+from coterie.labels import CooccurrenceGraph
 from tests.conftest import shared_data
 
 NAMES = ("cat", "dog", "tree")
@@ -47,9 +53,74 @@ def test_no_images_give_a_graph_of_zeros() -> None:
 def test_blocks_sum_to_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     targets = np.random.default_rng(0).integers(-1, 2, (1000, 7)).astype(np.int8)
     present = (targets == 1).astype(np.int64)
-    monkeypatch.setattr(graph, "BLOCK_ENTRIES", 50)
+    monkeypatch.setattr(sparse_targets, "BLOCK_ENTRIES", 50)
     found = CooccurrenceGraph.from_targets(targets, list("abcdefg"))
     np.testing.assert_array_equal(found.counts + np.diag(found.class_counts), present.T @ present)
+
+
+@pytest.mark.parametrize("form", ["csr_array", "csc_array", "coo_array", "lil_matrix", "csr_matrix"])
+@pytest.mark.parametrize("block", [3, 2**22])
+def test_sparse_targets_give_the_graph_of_dense_ones(
+    monkeypatch: pytest.MonkeyPatch, form: str, block: int
+) -> None:
+    targets = np.random.default_rng(0).choice([-1, 0, 1], (200, 7), p=[0.1, 0.6, 0.3]).astype(np.int8)
+    monkeypatch.setattr(sparse_targets, "BLOCK_ENTRIES", block)
+    given = getattr(sparse, form)(targets)
+    found = CooccurrenceGraph.from_targets(given, list("abcdefg"))
+    present = (targets == 1).astype(np.int64)
+    np.testing.assert_array_equal(found.counts + np.diag(found.class_counts), present.T @ present)
+    np.testing.assert_array_equal(given.toarray(), targets)
+
+
+def test_a_zero_that_is_stored_is_absent_and_an_entry_stored_twice_its_sum() -> None:
+    places = (np.array([0, 0, 1, 1]), np.array([0, 1, 0, 0]))
+    zero = sparse.coo_array((np.array([1, 0, 1, 0]), places), (2, 2))
+    assert CooccurrenceGraph.from_targets(zero, ("a", "b")).class_counts.tolist() == [2, 0]
+    twice = sparse.csr_array((np.ones(2, np.int8), np.array([1, 1]), np.array([0, 2, 2])), (2, 2))
+    with pytest.raises(DataError, match="values other than 1"):
+        CooccurrenceGraph.from_targets(twice, ("a", "b"))
+    assert twice.nnz == 2
+
+
+def test_graphs_of_parts_add_up_to_the_graph_of_the_whole() -> None:
+    targets = np.random.default_rng(0).integers(-1, 2, (100, 5)).astype(np.int8)
+    names = list("abcde")
+    parts = [CooccurrenceGraph.from_targets(part, names) for part in np.array_split(targets, 3)]
+    whole, summed = CooccurrenceGraph.from_targets(targets, names), sum(parts[1:], parts[0])
+    np.testing.assert_array_equal(summed.counts, whole.counts)
+    np.testing.assert_array_equal(summed.class_counts, whole.class_counts)
+    assert summed.class_names == whole.class_names
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("cat", "dog", "car"), "'car', 'tree' on one side only"),
+        (("dog", "cat", "tree"), "the order differs"),
+    ],
+)
+def test_graphs_of_other_classes_do_not_add_up(names: tuple[str, ...], message: str) -> None:
+    graph = CooccurrenceGraph.from_targets(TARGETS, NAMES)
+    with pytest.raises(DataError, match=f"the same classes in the same order; {message}"):
+        graph + CooccurrenceGraph.from_targets(TARGETS, names)
+
+
+@pytest.mark.parametrize("form", [np.asarray, sparse.csr_array])
+def test_counting_takes_no_more_memory_for_more_images(
+    monkeypatch: pytest.MonkeyPatch, form: Callable[[np.ndarray], Any]
+) -> None:
+    monkeypatch.setattr(sparse_targets, "BLOCK_ENTRIES", 2**14)
+    targets = (np.random.default_rng(0).random((20_000, 100)) < 0.1).astype(np.int8)
+    names = [f"label {index}" for index in range(100)]
+    peaks = []
+    for images in (10, 5_000, 20_000):
+        given = form(targets[:images])
+        tracemalloc.start()
+        CooccurrenceGraph.from_targets(given, names)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[2] < 1.1 * peaks[1]
+    assert peaks[2] < targets.size / 2
 
 
 def test_a_diagonal_that_repeats_the_class_counts_becomes_zero() -> None:
@@ -90,6 +161,9 @@ def test_counts_that_cannot_be_are_refused(
     [
         (np.array([[0, 2]], np.int8), "values other than 1"),
         (np.array([[0, 1, 1]], np.int8), r"must be \[N, 2\] for 2 classes, got \[1, 3\]"),
+        (np.array([0, 1], np.int8), r"must be \[N, 2\] for 2 classes, got \[2\]"),
+        (sparse.csr_array([[0, 2]]), "values other than 1"),
+        (sparse.csr_array([[0, 1, 1]]), r"must be \[N, 2\] for 2 classes, got \[1, 3\]"),
     ],
 )
 def test_targets_that_do_not_fit_are_refused(targets: np.ndarray, message: str) -> None:

@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 
 from coterie.errors import PartitionError
-from coterie.labels import CooccurrenceGraph, Partition, normalized_cut, partition_labels, share_inside
+from coterie.labels import (
+    CooccurrenceGraph,
+    Partition,
+    normalized_cut,
+    partition_labels,
+    search,
+    share_inside,
+)
 from coterie.labels.anticlustering import size_bounds
 from coterie.labels.partition import METHODS, Objective
 
@@ -113,9 +120,11 @@ def test_size_bounds_are_a_third_and_five_thirds_of_the_mean(c: int, k: int, low
         ((np.random.default_rng(0).random((50, 6)) < 0.4).astype(np.int8), 5),
     ],
 )
+@pytest.mark.parametrize("most_steepest", [0, 500])
 def test_any_graph_gives_a_partition_without_a_warning(
-    kind: str, method: str, targets: np.ndarray, k: int
+    monkeypatch: pytest.MonkeyPatch, kind: str, method: str, targets: np.ndarray, k: int, most_steepest: int
 ) -> None:
+    monkeypatch.setattr(search, "MOST_STEEPEST", most_steepest)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         found = partition_labels(graph_of(targets), k, kind, method)

@@ -5,13 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-from iterstrat.ml_stratifiers import IterativeStratification
 
 from coterie.data.dataset import PRESENT, MultiLabelDataset
+from coterie.data.sparse import present_rows
 from coterie.errors import ConfigError, DataError, did_you_mean, shortened
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 NO_TEST = "no test split: results are on val, which also chose the best epoch"
 
@@ -30,16 +34,16 @@ def stratified_split(
     ):
         parts = ", ".join(f"{name} {fraction:g}" for name, fraction in fractions.items())
         raise ConfigError(f"fractions of splits must be positive and sum to 1, got {parts or 'none'}")
+    from scipy import sparse  # here, not above: the command line need not wait for it
+
     # RandomState, not default_rng: its numbers are the same in every version of NumPy, and so is the split.
     random = np.random.RandomState(seed)
     order = random.permutation(len(targets))
-    # The function under iterstrat's splitters takes more than two parts, and targets of one class.
-    parts_of_images = IterativeStratification(
-        labels=(targets == PRESENT)[order], r=np.array(list(fractions.values())), random_state=random
-    )
     names = np.array(list(fractions), dtype=np.str_)
     splits = np.empty(len(targets), dtype=names.dtype)
-    splits[order] = names[parts_of_images]
+    if len(targets):
+        present = sparse.vstack(list(present_rows(targets)), format="csr")
+        splits[order] = names[_stratified_parts(present[order], np.array(list(fractions.values())), random)]
     empty = [name for name in fractions if not (splits == name).any()]
     if empty:
         raise DataError(
@@ -47,6 +51,41 @@ def stratified_split(
             "empty; add images or take larger fractions"
         )
     return splits
+
+
+def _stratified_parts(
+    present: csr_array, shares: npt.NDArray[np.float64], random: np.random.RandomState
+) -> npt.NDArray[np.int64]:
+    """The part [N] of each image by iterative stratification of `present` [N, C] into parts of `shares` [P].
+
+    The rarest class left gives its images, one by one, to the part that lacks most of it; of several such
+    parts to the one that lacks most images, then to any. Images without labels come last.
+    """
+    n = present.shape[0]
+    of_class = present.tocsc()  # its images in order
+    left = np.diff(of_class.indptr)  # [C]: images of each class that have no part yet
+    lacking_images, lacking = shares * n, np.outer(left, shares)  # [P], [C, P]
+    parts = np.full(n, -1)
+
+    def assign(image: int, wanted: npt.NDArray[np.float64]) -> None:
+        best = np.flatnonzero(wanted == wanted.max())
+        best = best[lacking_images[best] == lacking_images[best].max()]
+        part = best[random.choice(len(best))] if len(best) > 1 else best[0]
+        classes = present.indices[present.indptr[image] : present.indptr[image + 1]]
+        parts[image] = part
+        lacking_images[part] -= 1
+        lacking[classes, part] -= 1
+        left[classes] -= 1
+
+    while left.any():
+        rarest = np.flatnonzero(left == left[left > 0].min())
+        class_ = rarest[random.choice(len(rarest))] if len(rarest) > 1 else rarest[0]
+        images = of_class.indices[of_class.indptr[class_] : of_class.indptr[class_ + 1]]
+        for image in images[parts[images] < 0].tolist():
+            assign(image, lacking[class_])
+    for image in np.flatnonzero(parts < 0).tolist():
+        assign(image, lacking_images)
+    return parts
 
 
 def ensure_splits(

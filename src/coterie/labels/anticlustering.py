@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from coterie.labels.search import Floats, Labels, search
+from coterie.labels.objectives import Floats, Labels
+from coterie.labels.search import search
 
 STARTS, KICKS = 16, 200
 

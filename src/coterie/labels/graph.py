@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from coterie.data.dataset import ABSENT, PRESENT, UNKNOWN
+from coterie.data.sparse import present_rows
 from coterie.errors import DataError, PartitionError, repeated, shortened
 
-BLOCK_ENTRIES = 2**22  # targets turned into float32 at a time: 16 MiB, and sums that float32 holds exactly
+if TYPE_CHECKING:
+    from coterie.data.sparse import Targets
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,33 +48,39 @@ class CooccurrenceGraph:
                     "the diagonal of counts must be 0, or repeat class_counts: "
                     f"'{names[i]}' has {diagonal[i]}, and {class_counts[i]} images"
                 )
-            counts = counts - np.diag(diagonal)
+            np.fill_diagonal(counts, 0)
         _check_pairs(counts, class_counts, names)
         for field, value in (("counts", counts), ("class_counts", class_counts), ("class_names", names)):
             object.__setattr__(self, field, value)
 
     @classmethod
-    def from_targets(cls, targets: npt.NDArray[np.int8], class_names: Sequence[str]) -> CooccurrenceGraph:
+    def from_targets(cls, targets: Targets, class_names: Sequence[str]) -> CooccurrenceGraph:
         """The graph of `targets` [N, C] in {1, 0, -1}: only 1 counts. Takes N in blocks: memory stays small.
 
-        Raises DataError where the shape or a value does not fit.
+        Dense, or sparse in any of SciPy's formats: what is not stored is absent, a stored -1 is unknown.
+        Graphs of parts of a dataset add up: `graph + graph`. DataError where the shape or a value does not
+        fit.
         """
-        c = len(class_names)
-        targets = np.asarray(targets)
-        if targets.ndim != 2 or targets.shape[1] != c:
-            raise DataError(f"targets must be [N, {c}] for {c} classes, got {list(targets.shape)}")
+        c, shape = len(class_names), np.shape(targets)
+        if len(shape) != 2 or shape[1] != c:
+            raise DataError(f"targets must be [N, {c}] for {c} classes, got {list(shape)}")
         counts = np.zeros((c, c), np.int64)
-        rows = max(1, BLOCK_ENTRIES // max(1, c))
-        for start in range(0, len(targets), rows):
-            block = targets[start : start + rows]
-            present = block == PRESENT
-            if not (present | (block == ABSENT) | (block == UNKNOWN)).all():
-                raise DataError("targets hold values other than 1 (present), 0 (absent), -1 (unknown)")
-            ones = present.astype(np.float32)
-            counts += (ones.T @ ones).astype(np.int64)
-        class_counts = counts.diagonal().copy()
-        np.fill_diagonal(counts, 0)
-        return cls(counts, class_counts, tuple(class_names))
+        for rows in present_rows(targets):
+            pairs = (rows.T @ rows).tocoo()
+            counts[pairs.row, pairs.col] += pairs.data
+        return cls(counts, counts.diagonal(), tuple(class_names))
+
+    def __add__(self, other: CooccurrenceGraph) -> CooccurrenceGraph:
+        """The graph of the images of both; DataError unless the classes are the same in the same order."""
+        if self.class_names != other.class_names:
+            differ = sorted(set(self.class_names) ^ set(other.class_names))
+            raise DataError(
+                "graphs add up only where they have the same classes in the same order; "
+                + (f"{shortened(differ)} on one side only" if differ else "the order differs")
+            )
+        return CooccurrenceGraph(
+            self.counts + other.counts, self.class_counts + other.class_counts, self.class_names
+        )
 
     @property
     def num_classes(self) -> int:
@@ -88,9 +96,11 @@ class CooccurrenceGraph:
         """
         if not (isfinite(root) and root > 0):
             raise PartitionError(f"root must be a number above 0, got {root}; the paper uses 2")
-        conditional = self.counts / np.maximum(self.class_counts, 1)
-        rooted = conditional ** (1 / root)
-        return np.asarray((rooted + rooted.T) / 2, dtype=np.float64)
+        rooted = self.counts / np.maximum(self.class_counts, 1)
+        rooted **= 1 / root
+        affinity = rooted + rooted.T
+        affinity /= 2
+        return affinity
 
 
 def _whole_numbers(what: str, values: npt.ArrayLike, shape: tuple[int, ...]) -> npt.NDArray[np.int64]:
@@ -100,7 +110,8 @@ def _whole_numbers(what: str, values: npt.ArrayLike, shape: tuple[int, ...]) -> 
         raise DataError(f"{what} must be {list(shape)} for {shape[0]} classes, got {list(array.shape)}")
     if array.dtype.kind not in "iuf":
         raise DataError(f"{what} must be whole numbers, got {array.dtype}")
-    if not np.isfinite(array).all() or (array < 0).any() or (array != np.floor(array)).any():
+    fractions = array.dtype.kind == "f" and not (np.isfinite(array) & (array == np.floor(array))).all()
+    if fractions or array.min() < 0:
         raise DataError(f"{what} must be whole numbers of images, 0 or more")
     return array.astype(np.int64)
 

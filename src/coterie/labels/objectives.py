@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +10,10 @@ import numpy.typing as npt
 from coterie.errors import PartitionError, shortened
 
 Floats = npt.NDArray[np.float64]
+Labels = npt.NDArray[np.int64]  # the group of each class
+GroupCost = Callable[[Floats, Floats], Floats]  # (weight inside, weight to all) -> cost, elementwise
+
+SMALLEST_GAIN = 1e-9  # above the rounding of running sums, so that a search cannot go round in circles
 
 
 def normalized_cut(affinity: Floats, groups: Sequence[Sequence[int]]) -> float:

@@ -14,8 +14,7 @@ from coterie.errors import PartitionError, did_you_mean, repeated, shortened
 from coterie.files import atomic_write
 from coterie.labels.anticlustering import balanced_anticlusters
 from coterie.labels.graph import CooccurrenceGraph
-from coterie.labels.objectives import Floats, check_groups, normalized_cut, share_inside
-from coterie.labels.search import Labels
+from coterie.labels.objectives import Floats, Labels, check_groups, normalized_cut, share_inside
 from coterie.labels.spectral import lowest_normalized_cut, paper_cut
 
 SCHEMA_VERSION = 1
@@ -140,6 +139,8 @@ def partition_labels(
     The same seed gives the same groups of names, whatever the order of the classes.
     Raises PartitionError where k, kind, method, root or sizes are not possible.
     """
+    from threadpoolctl import threadpool_limits  # here, not above: the command line need not wait
+
     c = graph.num_classes
     method = METHODS[kind][0] if method is None and kind in METHODS else method
     _check_method(kind, method)
@@ -155,7 +156,8 @@ def partition_labels(
     by_name = sorted(range(c), key=graph.class_names.__getitem__)
     labels = np.zeros(c, np.int64)
     if k > 1:
-        labels[by_name] = _labels(affinity[np.ix_(by_name, by_name)], k, kind, method, seed, sizes)
+        with threadpool_limits(1):  # several round otherwise, and mostly wait for each other
+            labels[by_name] = _labels(affinity[np.ix_(by_name, by_name)], k, kind, method, seed, sizes)
     groups = tuple(tuple(np.flatnonzero(labels == group).tolist()) for group in range(k))
     if kind == "co-occurrence":
         objective = Objective("normalized cut", normalized_cut(affinity, groups))

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from typing import Self
 
 import numpy as np
-import numpy.typing as npt
 
-Floats = npt.NDArray[np.float64]
-Labels = npt.NDArray[np.int64]
-GroupCost = Callable[[Floats, Floats], Floats]  # (weight inside, weight to all) -> cost, elementwise
+from coterie.labels.objectives import SMALLEST_GAIN, Floats, GroupCost, Labels
+from coterie.labels.passes import DescentInPasses
 
-SMALLEST_GAIN = 1e-9  # above the rounding of the running sums, so that a search cannot go round in circles
+MOST_STEEPEST = 500  # classes; of more, to look at all pairs before each step takes too long
 
 
 def search(
@@ -27,18 +26,32 @@ def search(
     Descends from each of `starts` (every group within `sizes`, smallest and largest), then `kicks` times from
     the best with the groups of a few classes shuffled.
     """
-    best, lowest = min(
-        (descend(affinity, start, cost, sizes) for start in starts), key=lambda found: found[1]
-    )
-    c = len(affinity)
+    kind = SteepestDescent if len(affinity) <= MOST_STEEPEST else DescentInPasses
+    best = min((kind(affinity, start, cost, sizes) for start in starts), key=lambda found: found.value)
     for _ in range(kicks):
-        kicked = best.copy()
-        some = rng.choice(c, rng.integers(2, max(2, c // 8) + 1), replace=False)
-        kicked[some] = kicked[rng.permutation(some)]
-        labels, value = descend(affinity, kicked, cost, sizes)
-        if value < lowest - SMALLEST_GAIN:
-            best, lowest = labels, value
-    return best
+        found = best.again_from(kicked(best.labels, rng))
+        if found.value < best.value - SMALLEST_GAIN:
+            best = found
+    return best.labels
+
+
+def kicked(labels: Labels, rng: np.random.Generator) -> Labels:
+    """`labels` [C] with the groups of a few classes shuffled: of two, up to one in eight."""
+    shuffled, c = labels.copy(), len(labels)
+    some = rng.choice(c, rng.integers(2, max(2, c // 8) + 1), replace=False)
+    shuffled[some] = shuffled[rng.permutation(some)]
+    return shuffled
+
+
+class SteepestDescent:
+    """The local optimum below `start`: `labels` [C] and their `value`. Every step is the best there is."""
+
+    def __init__(self, affinity: Floats, start: Labels, cost: GroupCost, sizes: tuple[int, int]) -> None:
+        self.affinity, self.cost, self.sizes = affinity, cost, sizes
+        self.labels, self.value = descend(affinity, start, cost, sizes)
+
+    def again_from(self, start: Labels) -> Self:
+        return type(self)(self.affinity, start, self.cost, self.sizes)
 
 
 def descend(affinity: Floats, start: Labels, cost: GroupCost, sizes: tuple[int, int]) -> tuple[Labels, float]:
