@@ -530,6 +530,14 @@ def test_diagnose_shows_the_groups_and_the_leaning_of_a_run(
     assert [whole.count(f"{split}: leaning") for split in ("val", "test", "test_shifted")] == [1, 1, 1]
 
 
+def test_diagnose_says_why_there_is_no_leaning_to_show(coterie_command: Command, run_copy: Run) -> None:
+    path = run_copy.folder / "leaning.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"pairs": []}))
+    output = coterie_command("diagnose", run_copy.folder).output
+    assert "no leaning to show: no two labels are on 10 training images together" in output
+    assert "recall" not in output
+
+
 def test_diagnose_refuses_what_it_cannot_show(
     coterie_command: Command, run_copy: Run, tmp_path: Path
 ) -> None:
@@ -740,6 +748,8 @@ def test_evaluate_refuses_settings_without_an_effect(
         ("data.test_fraction=0.5", "data.test_fraction is 0.1"),
         ("data.unlabelled=drop", "data.unlabelled is not set"),
         ("data.coco.crowd=ignore", "data.coco.crowd is positive"),
+        ("data.split_column=fold", "data.split_column is split"),
+        ("data.class_names=[a,b]", "data.class_names is not set"),
     ],
 )
 def test_evaluate_refuses_to_draw_the_splits_of_the_run_anew(

@@ -79,6 +79,12 @@ def test_the_hash_is_that_of_the_split_of_a_run(tmp_path: Path) -> None:
     assert f"split of the images found: {part.split_hash_of_found}" in inspection_lines(part)
 
 
+def test_the_classes_are_those_of_a_run(tmp_path: Path) -> None:
+    found = inspected(f"data={write(tmp_path, ROWS)}", "data.min_positives=2")
+    assert found.class_names == tuple(found.positives) == ("ant", "bee")
+    assert any("1 of 3 classes have fewer than 2 train images" in note for note in found.notes)
+
+
 def test_data_without_train_are_shown_as_they_are(tmp_path: Path) -> None:
     found = inspected(f"data={write(tmp_path, 'a.png,test,1,1,0' + chr(10))}")
     assert list(found.splits) == ["test", "all"]

@@ -54,6 +54,7 @@ def test_a_row_is_the_paper_s_training_of_its_model(name: str) -> None:
     config = config_of(name)
     model, head, image_size = ROWS[name]
     assert (config.model.name, config.model.head, config.model.image_size) == (model, head, image_size)
+    assert config.data.source == ("coco" if name.startswith("coco-") else "nuswide")
     assert config.model.pretrained
     assert (config.k, config.distill.loss, config.distill.w, config.distill.a) == (
         5,

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from coterie.diagnostics import DIAGNOSTICS_FILE, LEANING_FILE, PARTITIONS, SCHEMA_VERSION
+from coterie.diagnostics import DIAGNOSTICS_FILE, LEANING_FILE, PAIR_IMAGES, PARTITIONS, SCHEMA_VERSION
 from coterie.errors import ConfigError, RunError, did_you_mean, shortened
 from coterie.progress import say
 
@@ -33,6 +33,9 @@ def show_run(path: Path, split: str | None, pairs: int, console: Console) -> Non
         raise ConfigError(f"the run in {path} was not measured on split '{split}'{hint}")
     for branch, values in described.items():
         show_partition(branch, values, console)
+    if not leaning["pairs"]:
+        say(console, f"no leaning to show: no two labels are on {PAIR_IMAGES} training images together")
+        return
     for name in splits if split is None else (split,):
         console.print(leaning_table(splits[name], f"{name}: leaning on companions, percent"))
         if pairs:

@@ -23,7 +23,8 @@ from coterie.trainer import predict_logits
 EVALUATION_SETTINGS = ("data", "threshold", "device", "precision")
 # Of the data: another value draws other splits of the same images.
 DRAWING_SETTINGS = (
-    *("val_fraction", "test_fraction", "official_val", "unlabelled"),
+    *("val_fraction", "test_fraction", "official_val", "unlabelled", "split_column"),
+    *("class_names", "labels_column", "delimiter", "webdataset.labels"),  # draws are stratified by class
     *("coco.year", "coco.crowd", "voc.year", "voc.difficult"),
 )
 SHOWN = ("mAP", "CF1", "OF1")

@@ -18,7 +18,7 @@ from coterie.config import Config
 from coterie.data.dataset import PRESENT, UNKNOWN, MultiLabelDataset, content_of, size_in_bytes
 from coterie.data.presence import missing_images, repeated_images
 from coterie.data.reading import format_of, read_dataset
-from coterie.data.splits import ensure_splits
+from coterie.data.splits import ensure_splits, filter_classes
 from coterie.errors import counted, shortened
 from coterie.labels import CooccurrenceGraph
 
@@ -80,7 +80,7 @@ class Inspection:
 
 
 def inspect_data(config: Config, pairs: int = 10, same_content: bool = False) -> Inspection:
-    """The facts about the data of `config`, with the splits that a run makes; images may be missing.
+    """The facts about the data of `config`, with the splits and classes of a run; images may be missing.
 
     `pairs`: how many of the strongest companions to name. `same_content`: also find pictures with equal
     bytes, which reads those of equal size. Raises CoterieError where the data cannot be read.
@@ -88,6 +88,7 @@ def inspect_data(config: Config, pairs: int = 10, same_content: bool = False) ->
     dataset = read_dataset(config.data, config.seed)
     if set(dataset.split_names) & {"", "train"}:
         dataset = ensure_splits(dataset, config.data.val_fraction, config.data.test_fraction, config.seed)
+        dataset = filter_classes(dataset, config.data.min_positives)
     missing = missing_images(dataset)
     found = np.delete(np.arange(len(dataset)), missing)
     twice = repeated_images(dataset)
