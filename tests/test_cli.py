@@ -530,6 +530,13 @@ def test_diagnose_shows_the_groups_and_the_leaning_of_a_run(
     assert [whole.count(f"{split}: leaning") for split in ("val", "test", "test_shifted")] == [1, 1, 1]
 
 
+def test_a_folder_in_the_place_of_a_file_is_named(
+    coterie_command: Command, finished_run: Run, tmp_path: Path
+) -> None:
+    outcome = coterie_command("evaluate", finished_run.folder, "--out", tmp_path, *OWN_MODEL)
+    assert_refused(outcome, f"Is a directory: {tmp_path}\n")
+
+
 def test_diagnose_says_why_there_is_no_leaning_to_show(coterie_command: Command, run_copy: Run) -> None:
     path = run_copy.folder / "leaning.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"pairs": []}))

@@ -32,7 +32,8 @@ class Commands(TyperGroup):
         except BrokenPipeError:  # what reads our output has enough, as in `coterie predict … | head`
             raise
         except OSError as error:
-            _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
+            name = error.filename2 or error.filename  # of a renaming, the name that was asked for
+            _fail(f"{error.strerror or error}{f': {name}' if name else ''}")
 
 
 app = typer.Typer(
