@@ -13,6 +13,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from coterie.data.dataset import MultiLabelDataset
+from tests.tiny import CLASS_NAMES, make_dataset
+
 # (class, whether the object is a crowd or difficult)
 Object = tuple[str, bool]
 
@@ -84,6 +87,23 @@ def write_coco(
             if images is not None:
                 save_picture(folder / images / f"{split}{year}" / name, number)
     return folder
+
+
+def write_tiny_coco(folder: Path) -> Path:
+    """The tiny dataset as COCO 2017: its train and val images in train, its test images in val."""
+    dataset = make_dataset()
+    splits: dict[str, dict[str, list[tuple[str, bool]]]] = {"train": {}, "val": {}}
+    for index in np.flatnonzero(dataset.splits != "test_shifted").tolist():
+        split = "val" if dataset.splits[index] == "test" else "train"
+        name = dataset.image_ids[index]
+        splits[split][name] = [(label, False) for label in labels_of(dataset, index)]
+        (folder / f"{split}2017").mkdir(parents=True, exist_ok=True)
+        dataset.load_image(index).save(folder / f"{split}2017" / name)
+    return write_coco(folder, splits, CLASS_NAMES[::-1], year="2017", images=None)
+
+
+def labels_of(dataset: MultiLabelDataset, index: int) -> list[str]:
+    return [dataset.class_names[column] for column in np.flatnonzero(dataset.targets[index] == 1)]
 
 
 def write_nuswide(

@@ -23,7 +23,6 @@ from torch import nn
 
 from coterie.cli import main
 from coterie.config import load_config
-from coterie.data.dataset import MultiLabelDataset
 from coterie.data.reading import read_dataset
 from coterie.data.table import read_table
 from coterie.metrics import multilabel_metrics
@@ -32,7 +31,7 @@ from coterie.predictor import load_classifier
 from coterie.recipe import recipe_names
 from coterie.runfolder import RunFolder
 from coterie.trainer import Trainer
-from tests.layouts import write_coco, write_json, write_tar
+from tests.layouts import labels_of, write_json, write_tar, write_tiny_coco
 from tests.tiny import CLASS_NAMES, RUN_WORDS, SIDE, Net, change_line, make_dataset, write_table
 
 OWN_MODEL = ("--model", "tests.tiny:Net")
@@ -69,23 +68,6 @@ def table(tmp_path: Path) -> Path:
 
 def run_words(table: Path, out: Path, *changes: str) -> list[str]:
     return ["run", *RUN_WORDS, f"data={table}", f"out={out}", *changes]
-
-
-def write_tiny_coco(folder: Path) -> Path:
-    """The tiny dataset as COCO 2017: its train and val images in train, its test images in val."""
-    dataset = make_dataset()
-    splits: dict[str, dict[str, list[tuple[str, bool]]]] = {"train": {}, "val": {}}
-    for index in np.flatnonzero(dataset.splits != "test_shifted").tolist():
-        split = "val" if dataset.splits[index] == "test" else "train"
-        name = dataset.image_ids[index]
-        splits[split][name] = [(label, False) for label in labels_of(dataset, index)]
-        (folder / f"{split}2017").mkdir(parents=True, exist_ok=True)
-        dataset.load_image(index).save(folder / f"{split}2017" / name)
-    return write_coco(folder, splits, CLASS_NAMES[::-1], year="2017", images=None)
-
-
-def labels_of(dataset: MultiLabelDataset, index: int) -> list[str]:
-    return [dataset.class_names[column] for column in np.flatnonzero(dataset.targets[index] == 1)]
 
 
 def assert_refused(outcome: Outcome, *parts: str, status: int = 1) -> None:

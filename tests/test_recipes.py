@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,12 +11,18 @@ from torch import Tensor, nn
 from torchvision.models import ResNet101_Weights, ResNeXt50_32X4D_Weights
 
 from coterie.config import Config, load_config
+from coterie.data.coco import read_coco
 from coterie.data.transforms import Preprocessing
+from coterie.metrics import multilabel_metrics
 from coterie.models.factory import ModelFactory
+from coterie.pipeline import run
+from coterie.predictor import load_classifier
 from coterie.recipe import recipe_names
 from coterie.tasks import ClassificationTask, DistillationTask, classification_loss, distillation_loss
 from coterie.teachers import Branch, Teachers
 from coterie.trainer import make_optimizer
+from tests.layouts import write_tiny_coco
+from tests.tiny import CLASS_NAMES
 
 # row -> timm name, head, image size
 ROWS = {
@@ -28,6 +35,8 @@ ROWS = {
     "nus-r101-tf-448": ("resnet101.tv_in1k", "transformer", 448),
     "nus-tresnet-l-448": ("tresnet_l.miil_in1k_448", "linear", 448),
 }
+# One for each head; the others differ from these in the backbone alone.
+CPU_RUNS = ("cpu-coco-r101-448", "cpu-coco-r101-tf-448", "cpu-coco-q2l-r101-448", "cpu-recommended")
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 COCO_CLASSES = [str(number) for number in range(80)]
 
@@ -212,3 +221,20 @@ def test_a_recipe_trains_two_steps_on_generated_pictures(name: str) -> None:
         assert not torch.equal(first, before[0])
         assert not torch.equal(last, before[1])
     assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("name", CPU_RUNS)
+def test_a_recipe_goes_from_coco_annotations_to_results(name: str, tmp_path: Path) -> None:
+    words = (
+        *(f"recipe={name}", f"data={write_tiny_coco(tmp_path / 'coco')}", f"out={tmp_path / 'run'}"),
+        *("data.val_fraction=0.3", "model.pretrained=false", "model.image_size=64", "device=cpu"),
+        *("k=1", "train.epochs=1", "teacher.epochs=1", "student.epochs=1"),
+    )
+    made = run(load_config(words))
+    assert list(made.metrics["test"]) == ["baseline", "teacher", "student"]
+    student = load_classifier(made.folder)
+    assert student.class_names == CLASS_NAMES[::-1]
+    pictures = sorted((tmp_path / "coco" / "val2017").iterdir())
+    targets = read_coco(tmp_path / "coco").targets[-len(pictures) :]
+    measured = multilabel_metrics(student.scores(pictures), targets)["mAP"]
+    assert made.metrics["test"]["student"]["mAP"] == pytest.approx(measured, abs=1e-3)
