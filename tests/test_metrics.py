@@ -383,7 +383,8 @@ def test_small_blocks_and_several_threads_change_no_value(
     metrics = multilabel_metrics(scores, targets, threshold=0.3)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     monkeypatch.setattr(coterie.metrics, "ROW_ENTRIES", 4 * 37)
-    monkeypatch.setattr(coterie.metrics, "WORKING_BYTES", 5 * threads * 101 * coterie.metrics.ENTRY_BYTES)
+    for_five_classes = coterie.metrics.RANK_BYTES + 5 * coterie.metrics.ENTRY_BYTES
+    monkeypatch.setattr(coterie.metrics, "WORKING_BYTES", threads * 101 * for_five_classes)
     assert multilabel_metrics(scores, targets, threshold=0.3) == metrics
     assert multilabel_metrics(torch.from_numpy(scores), torch.from_numpy(targets), 0.3) == metrics
     assert average_precision(scores, targets).tolist() == pytest.approx(np.array(metrics["AP"]) / 100)
@@ -408,7 +409,6 @@ def test_memory_beside_the_inputs_is_bounded_whatever_their_size(
     bound = 2**20
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     monkeypatch.setattr(coterie.metrics, "WORKING_BYTES", bound)
-    monkeypatch.setattr(coterie.metrics, "ROW_ENTRIES", 2**13)
     multilabel_metrics(scores[:10], targets[:10])
     tracemalloc.start()
     multilabel_metrics(scores, targets)

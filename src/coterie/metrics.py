@@ -33,7 +33,8 @@ Result = TypeVar("Result")
 WORKING_BYTES = 2**28  # 256 MiB
 ROW_ENTRIES = 2**17  # scores of the images that a thread looks at together: few enough to stay in the cache
 CLASSES = 16  # the most that a thread sorts together: their scores of one image fill a line of the cache
-ENTRY_BYTES = 64  # that sorting takes for each score at the most: copies in float64, masks, ranks
+ENTRY_BYTES = 32  # that a score and its target take at the most, copied and with masks
+RANK_BYTES = 64  # that a score takes at the most while its class is ranked
 
 
 def average_precision(scores: Array, targets: Array) -> torch.Tensor:
@@ -102,26 +103,29 @@ def multilabel_metrics(
 def _average_precision(scores: Array, targets: Array) -> npt.NDArray[np.float64]:
     """AP [C] of checked `scores` and `targets` [N, C], a few classes at a time."""
     n, c = scores.shape
-    step = min(CLASSES, max(1, WORKING_BYTES // (torch.get_num_threads() * n * ENTRY_BYTES)))
+    threads = torch.get_num_threads()
+    free = WORKING_BYTES // threads - n * RANK_BYTES
+    step = max(1, min(CLASSES, -(-c // threads), free // (n * ENTRY_BYTES)))
 
     def of_classes(first: int) -> npt.NDArray[np.float64]:
         columns = np.array(_as_floats(scores[:, first : first + step]).T, order="C")  # [step, N], our own
         labels = np.ascontiguousarray(_as_numpy(targets[:, first : first + step]).T)
-        present = labels == PRESENT
-        positives = [
-            np.sort(column[np.flatnonzero(own)]) for column, own in zip(columns, present, strict=True)
-        ]
-        columns[labels == UNKNOWN] = -np.inf  # sorted to the front, below every positive
-        columns.sort(axis=1)
-        ap = np.full(len(columns), np.nan)
-        for index, (column, positive) in enumerate(zip(columns, positives, strict=True)):
-            if len(positive):
-                # Recall rises only at the positives, by 1 / P each: AP is the mean precision at their scores.
-                true_positives = len(positive) - np.searchsorted(positive, positive)
-                ap[index] = np.mean(true_positives / (n - np.searchsorted(column, positive)))
-        return ap
+        return np.array([_average_precision_of(*pair) for pair in zip(columns, labels, strict=True)])
 
     return np.concatenate(_in_threads(of_classes, range(0, c, step)))
+
+
+def _average_precision_of(scores: Scores, targets: npt.NDArray[Any]) -> float:
+    """AP of one class from its checked `scores` and `targets` [N]; takes over the memory of the scores."""
+    positive = np.sort(scores[np.flatnonzero(targets == PRESENT)])
+    if not len(positive):
+        return np.nan
+    scores[targets == UNKNOWN] = -np.inf  # sorted to the front, below every positive
+    scores.sort()
+    # Recall rises only at the positives, by 1 / P each: AP is the mean of the precision at their scores.
+    true_positives = len(positive) - np.searchsorted(positive, positive)
+    predicted = len(scores) - np.searchsorted(scores, positive)
+    return float(np.mean(true_positives / predicted))
 
 
 def _precision_recall_f1(
@@ -206,7 +210,8 @@ def _checked_rows(
 
     Raises DataError where one has a value that may not be.
     """
-    step = max(1, ROW_ENTRIES // scores.shape[1])
+    entries = min(ROW_ENTRIES, WORKING_BYTES // (torch.get_num_threads() * ENTRY_BYTES))
+    step = max(1, entries // scores.shape[1])
     for start in range(rows.start, rows.stop, step):
         block = slice(start, min(start + step, rows.stop))
         values, labels = _as_floats(scores[block]), _as_numpy(targets[block])
