@@ -51,15 +51,18 @@ def scikit_learn_ap(scores: Scores, targets: Targets) -> npt.NDArray[np.float64]
     return ap
 
 
-def slow_metrics(scores: Scores, targets: Targets, threshold: float, top_k: int | None) -> dict[str, float]:
+def slow_metrics(
+    scores: Scores, targets: Targets, threshold: float | npt.NDArray[np.float64], top_k: int | None
+) -> dict[str, float]:
     """CP to OF1 in percent, label by label."""
     n, c = scores.shape
+    limits = np.broadcast_to(np.asarray(threshold, scores.dtype), c)
     correct, predicted, positive = np.zeros(c), np.zeros(c), np.zeros(c)
     for i in range(n):
         known = [j for j in range(c) if targets[i, j] != -1]
         ranked = sorted(known, key=lambda j: (-scores[i, j], j))
         for j in known:
-            is_predicted = scores[i, j] > threshold and j in ranked[:top_k]
+            is_predicted = scores[i, j] > limits[j] and j in ranked[:top_k]
             positive[j] += targets[i, j] == 1
             predicted[j] += is_predicted
             correct[j] += is_predicted and targets[i, j] == 1
@@ -221,11 +224,13 @@ def test_metrics_of_a_small_table_are_those_computed_by_hand() -> None:
 @pytest.mark.parametrize("unknown", [0.0, 0.5])
 @pytest.mark.parametrize("decimals", [None, 1])
 @pytest.mark.parametrize(("n", "c"), [(60, 9), (200, 4), (40, 2)])
-@pytest.mark.parametrize("threshold", [0.5, 0.3, 0.0])
+@pytest.mark.parametrize("threshold", [0.5, 0.3, 0.0, (0.2, 0.7)])
 def test_metrics_are_those_of_the_slow_version(
-    n: int, c: int, decimals: int | None, unknown: float, threshold: float
+    n: int, c: int, decimals: int | None, unknown: float, threshold: Any
 ) -> None:
     scores, targets = draw(n, c, decimals, unknown)
+    if isinstance(threshold, tuple):  # one for each class
+        threshold = np.linspace(*threshold, c)
     metrics = multilabel_metrics(scores, targets, threshold)
     assert {name: metrics[name] for name in NAMES} == pytest.approx(
         slow_metrics(scores, targets, threshold, None)

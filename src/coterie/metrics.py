@@ -81,9 +81,10 @@ def multilabel_metrics(
     def count(rows: range) -> npt.NDArray[np.int64]:
         counts = np.zeros((5, c), np.int64)
         for values, labels in _checked_rows(scores, targets, rows, class_names, probabilities=True):
-            present = labels == PRESENT
-            above = (values > limit) & (labels != UNKNOWN)
-            highest = _highest(values, above, top_k)
+            present, known = labels == PRESENT, labels != UNKNOWN
+            above = (values > limit) & known
+            # A label under every threshold is under all that are predicted, and takes no place from them.
+            highest = above & _highest(values, (values > limit.min()) & known, top_k)
             masks = (present, above, above & present, highest, highest & present)
             counts += np.stack([_column_counts(mask) for mask in masks])
         return counts
@@ -160,16 +161,16 @@ def _column_counts(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
     return (np.ones(len(mask), np.float32) @ mask).astype(np.int64)
 
 
-def _highest(scores: Scores, above: npt.NDArray[np.bool_], k: int) -> npt.NDArray[np.bool_]:
-    """Of the labels of each image where `above` [N, C] is True the `k` with the highest scores."""
-    crowded = np.flatnonzero(above @ np.ones(above.shape[1], np.float32) > k)  # the others keep all
-    remaining = np.where(above[crowded], scores[crowded], -np.inf)
+def _highest(scores: Scores, among: npt.NDArray[np.bool_], k: int) -> npt.NDArray[np.bool_]:
+    """Of the labels of each image where `among` [N, C] is True the `k` with the highest scores."""
+    crowded = np.flatnonzero(among @ np.ones(among.shape[1], np.float32) > k)  # the others keep all
+    remaining = np.where(among[crowded], scores[crowded], -np.inf)
     chosen = np.zeros(remaining.shape, bool)
     for _ in range(k if len(crowded) else 0):
         best = remaining.argmax(axis=1, keepdims=True)  # the first of equals
         np.put_along_axis(chosen, best, True, axis=1)
         np.put_along_axis(remaining, best, -np.inf, axis=1)
-    highest = above.copy()
+    highest = among.copy()
     highest[crowded] = chosen
     return highest
 
