@@ -230,7 +230,7 @@ def test_metrics_are_those_of_the_slow_version(
 ) -> None:
     scores, targets = draw(n, c, decimals, unknown)
     if isinstance(threshold, tuple):  # one for each class
-        threshold = np.linspace(*threshold, c)
+        threshold = np.linspace(threshold[0], threshold[1], c)
     metrics = multilabel_metrics(scores, targets, threshold)
     assert {name: metrics[name] for name in NAMES} == pytest.approx(
         slow_metrics(scores, targets, threshold, None)
