@@ -144,7 +144,13 @@ def test_where_logits_are_kept_changes_no_student() -> None:
     assert DistillConfig(cache="on", cache_dir=Path("elsewhere")).inputs(4) == inputs
     assert DistillConfig(views=3).inputs(4) == DistillConfig(views=3, cache="on").inputs(4)
     assert DistillConfig(cache_dtype="float16").inputs(4) == DistillConfig().inputs(4)
-    others = [{"cache": "off"}, {"cache_dtype": "float16"}, {"w": 0.3}, {"views": 3}, {"tolerance": 0}]
+    others: list[dict[str, object]] = [
+        {"cache": "off"},
+        {"cache_dtype": "float16"},
+        {"w": 0.3},
+        {"views": 3},
+        {"tolerance": 0},
+    ]
     for other in others:
         assert DistillConfig.model_validate({"cache": "on"} | other).inputs(4) != inputs
 

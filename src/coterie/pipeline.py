@@ -23,6 +23,7 @@ from coterie.preparation import make_partitions, prepare_data
 from coterie.progress import say
 from coterie.runfolder import RunFolder, Training
 from coterie.stages import Stages
+from coterie.teaching import check_teaching
 from coterie.trainer import make_fabric
 
 __all__ = ["Run", "make_partitions", "prepare_data", "run"]
@@ -85,7 +86,10 @@ def run(
         chosen = _chosen(trainings, only)
         stages = Stages(config, folder, dataset, factory, fabric, console, inputs.fingerprint, start)
         stages.check_teachers(trainings, chosen)
-        check_space(folder.path, model, stages.still_to_do(trainings, chosen))
+        to_do = stages.still_to_do(trainings, chosen)
+        check_space(folder.path, model, to_do)
+        if any(training.name == "student" for training in to_do):
+            check_teaching(config, folder.path, dataset)
         try:
             folder.remove_unfinished()
             folder.set_aside_others(trainings)

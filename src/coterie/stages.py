@@ -219,7 +219,7 @@ class Stages:
     ) -> tuple[Task, Batches]:
         """The student's task with its teachers; or without them, and batches that bring their logits."""
         distill, weights = self.config.distill, branch_weights(self.config)
-        teaching = Teaching(self.config, self.images, self.fabric, self._branch)
+        teaching = Teaching(self.config, self.images, self.fabric, self._branch, self.console)
         cache, teachers = None, None
         if distill.is_cached(settings.epochs):
             made_from = {"data": self.fingerprint, "architecture": describe_architecture(self.factory)}
@@ -228,7 +228,7 @@ class Stages:
                 for kind in weights
             }
             cache = teaching.cache(self.folder.path, made_from, hashes)
-            teaching.fill(cache, settings.epochs, self.console)
+            teaching.fill(cache, settings.epochs)
         else:
             teachers = teaching.teachers(list(weights))
         task = DistillationTask(
