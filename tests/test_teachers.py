@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from coterie.errors import CheckpointError
 from coterie.losses import binary_cross_entropy, squared_error
+from coterie.models.frozen import FrozenModel
 from coterie.tasks import DistillationTask
 from coterie.teachers import Branch, Ensemble, Teachers
 from tests.tiny import CLASS_NAMES, equal_weights, make_trainer, tiny_net
@@ -82,6 +84,33 @@ def test_an_epoch_of_the_student_leaves_every_bit_of_the_teachers(tmp_path: Path
     assert equal_weights(branch.state_dict(), before)
     assert not any(parameter.grad is not None for parameter in branch.parameters())
     assert not equal_weights(student.state_dict(), untrained)
+
+
+def test_teachers_stack_their_branches_and_may_be_part_of_a_loss() -> None:
+    names = ["class 1", "class 4"]
+    branches = [Branch([(Answers(group), group)], names) for group in (names, names[::-1])]
+    logits = Teachers(branches)(IMAGES)
+    assert logits.tolist() == [[[1.0, 4.0]] * 2] * 2
+    student = torch.zeros(2, 2, requires_grad=True)
+    (student * logits).sum().backward()
+    assert student.grad is not None
+    assert student.grad.tolist() == [[2.0, 8.0]] * 2
+
+
+def test_compiled_teachers_give_the_same_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[object] = []
+
+    def compile_without_a_compiler(function: Callable[[Tensor], Tensor], **options: object) -> object:
+        compiled.append(options)
+        return torch._dynamo.optimize("eager")(function)
+
+    monkeypatch.setattr(torch, "compile", compile_without_a_compiler)
+    branch = Branch([(FrozenModel(tiny_net()), CLASS_NAMES)], CLASS_NAMES)
+    images = torch.randn(3, 3, 8, 8)
+    expected = Teachers([branch])(images)
+    assert compiled == []
+    assert torch.equal(Teachers([branch], compiled=True)(images), expected)
+    assert compiled == [{"dynamic": False, "options": {"freezing": True}}]
 
 
 def test_an_ensemble_is_the_mean_of_the_branches_logits() -> None:

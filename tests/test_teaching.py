@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
+import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,15 +20,17 @@ from coterie.checkpoint import load_model
 from coterie.config import Config, load_config
 from coterie.data.loading import ResizedImages
 from coterie.data.transforms import Preprocessing
-from coterie.errors import RunError
+from coterie.errors import ConfigError, RunError
 from coterie.files import file_sha256
 from coterie.models.folding import relative_error
 from coterie.pipeline import Run, run
+from coterie.progress import Bars
 from coterie.teacher_cache import TeacherCache
 from coterie.teachers import Branch, Teachers
-from coterie.teaching import CACHE_FOLDER, Teaching
+from coterie.teaching import Teaching
 from tests.tiny import CLASS_NAMES, RUN_WORDS, SIDE, Net, cpu_fabric, make_dataset, tiny_net
 
+CACHE_FOLDER = "teacher-logits"
 KINDS = ("co-occurrence", "dis-occurrence")
 # 24 training images: the last 4 of an order are left out of an epoch
 WORDS = ("augment.cutout=0.5", "augment.randaugment=false", "train.batch_size=10", "distill.tolerance=0")
@@ -43,7 +49,9 @@ def load_branch(kind: str) -> Branch:
 
 def teaching(*words: str) -> Teaching:
     images = ResizedImages(make_dataset(), Preprocessing(SIDE, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)))
-    return Teaching(load_config([*WORDS, *words]), images, cpu_fabric(), load_branch)
+    return Teaching(
+        load_config([*WORDS, *words]), images, cpu_fabric(), load_branch, Bars(Console(quiet=True))
+    )
 
 
 def cache_of(
@@ -132,7 +140,7 @@ def test_other_teachers_data_preprocessing_and_versions_make_another_cache(
     assert lesson.cache(tmp_path, {"data": "fingerprint"}, hashes).missing([0]) == []
     assert lesson.cache(tmp_path, {"data": "other"}, hashes).missing([0]) == [0]
     images = ResizedImages(make_dataset(), Preprocessing(SIDE, (0.5, 0.5, 0.5), (0.25, 0.25, 0.2)))
-    other = Teaching(lesson.config, images, lesson.fabric, load_branch)
+    other = Teaching(lesson.config, images, lesson.fabric, load_branch, lesson.reporter)
     assert cache_of(other, tmp_path).missing([0]) == [0]
     monkeypatch.setattr("coterie.teaching.version", lambda name: f"{name} of tomorrow")
     assert cache_of(lesson, tmp_path).missing([0]) == [0]
@@ -260,13 +268,64 @@ def test_the_teachers_of_a_full_cache_disk_are_kept_and_a_restart_goes_on(
     config = config_of(run_copy, run_copy.folder, *CACHED)
 
     def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr("coterie.teacher_cache.atomic_write", full)
     with pytest.raises(RunError, match=r"teachers' logits cannot be written to .*teacher-logits: No space"):
         run(config, update=True)
     monkeypatch.undo()
     assert list(run(config).metrics["val"]) == list(run_copy.metrics["val"])
+
+
+def test_too_small_a_disk_for_the_logits_is_said_before_any_training(
+    run_copy: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(run_copy, tmp_path / "new", *CACHED, f"distill.cache_dir={tmp_path / 'logits'}")
+    # enough for weights and states; two branches of two views, a header each
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 0, 4 * 4096))
+    monkeypatch.setattr("coterie.pipeline.check_space", lambda *_: None)
+    with pytest.raises(RunError, match=r"logits need 0\.00 GB in .*/logits and the disk has 0\.00 GB free"):
+        run(config)
+    assert not (tmp_path / "new" / "baseline").exists()
+    (tmp_path / "logits").write_text("a file")
+    monkeypatch.undo()
+    with pytest.raises(RunError, match=r"logits cannot be written to .*/logits\. Choose another place"):
+        run(config)
+
+
+def test_teachers_that_cannot_be_compiled_are_said_before_any_training(
+    run_copy: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_compiler(*_: object, **__: object) -> None:
+        raise RuntimeError("no C++ compiler was found\nand much more")
+
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    with pytest.raises(ConfigError, match=r"distill\.compile=true, but .*: no C\+\+ compiler was found$"):
+        run(config_of(run_copy, tmp_path / "new", "distill.compile=true"))
+    assert not (tmp_path / "new" / "baseline").exists()
+
+
+def test_teachers_too_large_for_the_device_are_one_clear_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lesson = teaching()
+    answered = Teachers.forward
+
+    def too_large(self: Teachers, images: Tensor) -> Tensor:
+        if len(images) > 20:
+            raise torch.OutOfMemoryError("many lines")
+        return answered(self, images)
+
+    monkeypatch.setattr(Teachers, "forward", too_large)
+    with pytest.raises(RunError, match=r"^the teachers do not fit into the memory of cpu; set a smaller"):
+        cache_of(lesson, tmp_path).fill([0])
+
+
+def test_the_form_of_the_teachers_and_their_error_are_said() -> None:
+    screen = io.StringIO()
+    lesson = replace(teaching(), reporter=Bars(Console(file=screen, width=200)))
+    lesson.teachers(KINDS)
+    assert screen.getvalue() == "teachers: 4 in float32; logits within 0.0e+00 of those in float32\n"
 
 
 def test_a_student_of_another_seed_keeps_the_teachers(run_copy: Run) -> None:

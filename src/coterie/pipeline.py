@@ -28,6 +28,7 @@ from coterie.runfolder import Inputs, RunFolder, Training, content_hash, read_ke
 from coterie.sidebyside import prepare_processes
 from coterie.stages import Stages
 from coterie.store import Store
+from coterie.teaching import check_teaching
 from coterie.trainer import make_fabric
 
 __all__ = ["Run", "make_partitions", "prepare_data", "run"]
@@ -106,7 +107,10 @@ def run(
             shared.prepare()
         stages = Stages(config, folder, dataset, factory, fabric, console, inputs.fingerprint, start, shared)
         stages.check_teachers(trainings, chosen)
-        check_space(folder.path, model, stages.still_to_do(trainings, chosen), config.jobs)
+        to_do = stages.still_to_do(trainings, chosen)
+        check_space(folder.path, model, to_do, config.jobs)
+        if any(training.name == "student" for training in to_do):
+            check_teaching(config, folder.path, dataset)
         try:
             folder.remove_unfinished()
             folder.set_aside_others(trainings)

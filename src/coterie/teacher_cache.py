@@ -212,17 +212,24 @@ class TeacherCache:
             for view in views
             if not branch.path(view).exists()
         )
-        self._place.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(self._place).free
-        if free < needed:
-            raise RunError(
-                f"the teachers' logits need {needed / 1e9:.2f} GB in {self._place} and the disk has "
-                f"{free / 1e9:.2f} GB free. {REMEDY}"
-            )
+        check_room(self._place, needed)
 
     @property
     def _place(self) -> Path:
         return next(iter(self.branches.values())).folder.parent
+
+
+def check_room(folder: Path, needed: int) -> None:
+    """RunError where `folder` cannot be written, or has not that many bytes free."""
+    place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        raise RunError(f"the teachers' logits cannot be written to {folder}. {REMEDY}")
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise RunError(
+            f"the teachers' logits need {needed / 1e9:.2f} GB in {folder} and the disk has "
+            f"{free / 1e9:.2f} GB free. {REMEDY}"
+        )
 
 
 class TaughtBatches(Batches):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -11,14 +13,17 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor
+from torch import Tensor, nn
 
 from coterie.config import Config
+from coterie.data.dataset import MultiLabelDataset
 from coterie.data.loading import Batch, Batches, EpochSampler, ResizedImages, Views, plain_batches
 from coterie.data.transforms import make_augmentation
-from coterie.models.frozen import freeze
+from coterie.errors import ConfigError, RunError
+from coterie.models.frozen import FrozenModel, freeze
+from coterie.preparation import branch_weights
 from coterie.seeding import derive_seed
-from coterie.teacher_cache import BranchLogits, Logits, TaughtBatches, TeacherCache
+from coterie.teacher_cache import BranchLogits, Logits, TaughtBatches, TeacherCache, check_room
 from coterie.teachers import Branch, Teachers
 from coterie.trainer import Reporter, to_images
 
@@ -26,7 +31,6 @@ from coterie.trainer import Reporter, to_images
 TRIAL_IMAGES = 16
 # The same for every student, so that what is stored does not depend on who asked for it first.
 ANSWER_BATCH = 64
-CACHE_FOLDER = "teacher-logits"
 # Other versions of these may give other pixels, or round otherwise.
 VERSIONS = ("torch", "torchvision", "timm", "numpy", "pillow")
 
@@ -39,6 +43,7 @@ class Teaching:
     images: ResizedImages
     fabric: Fabric
     load: Callable[[str], Branch]
+    reporter: Reporter
 
     @property
     def views(self) -> Views:
@@ -48,20 +53,27 @@ class Teaching:
 
     def teachers(self, kinds: Sequence[str]) -> Teachers:
         """The teachers of the branches `kinds`, frozen and in their fastest form, on the device."""
-        distill = self.config.distill
-        trial = next(plain_batches(self.images, self._training[:TRIAL_IMAGES], TRIAL_IMAGES).epoch(0))
-        branches = [
-            self.load(kind).made_faster(
-                lambda model: freeze(
-                    model,
-                    self._to_images(trial),
-                    tolerance=distill.tolerance,
-                    precision=self.config.precision,
+        images = self._to_images(
+            next(plain_batches(self.images, self._training[:TRIAL_IMAGES], TRIAL_IMAGES).epoch(0))
+        )
+        frozen: list[FrozenModel] = []
+
+        def faster(model: nn.Module) -> FrozenModel:
+            frozen.append(
+                freeze(
+                    model, images, tolerance=self.config.distill.tolerance, precision=self.config.precision
                 )
             )
-            for kind in kinds
-        ]
-        teachers = Teachers(branches, compiled=distill.compile)
+            return frozen[-1]
+
+        with _fitting(self.fabric.device):
+            branches = [self.load(kind).made_faster(faster) for kind in kinds]
+        forms = ", ".join(
+            f"{count} in {form}" for form, count in Counter(model.form for model in frozen).items()
+        )
+        error = max(model.error for model in frozen)
+        self.reporter.note(f"teachers: {forms}; logits within {error:.1e} of those in float32")
+        teachers = Teachers(branches, compiled=self.config.distill.compile)
         return teachers.to(self.fabric.device).to(memory_format=self._memory_format)
 
     def batches(self, batch_size: int, seed: int, cache: TeacherCache | None) -> Batches:
@@ -82,7 +94,7 @@ class Teaching:
 
         `made_from`: what data and teachers are, beyond what this knows itself.
         """
-        folder = self.config.distill.cache_dir or run / CACHE_FOLDER
+        folder = logits_folder(self.config, run)
         config, dataset = self.config, self.images.dataset
         inputs = {
             **made_from,
@@ -104,15 +116,15 @@ class Teaching:
             stored[kind] = BranchLogits(folder, inputs | of_branch, shape, config.distill.cache_dtype)
         return TeacherCache(stored, self._answers)
 
-    def fill(self, cache: TeacherCache, epochs: int, reporter: Reporter) -> None:
+    def fill(self, cache: TeacherCache, epochs: int) -> None:
         """Make the logits that are missing for a student of that many epochs."""
         views = range(min(epochs, self.config.distill.views or epochs))
         missing = cache.missing(views)
         start = time.monotonic()
-        with reporter.watch("teachers' logits", len(missing), len(self._training)) as watcher:
+        with self.reporter.watch("teachers' logits", len(missing), len(self._training)) as watcher:
             cache.fill(missing, watcher.advance)
         made = f"{len(missing)} made in {time.monotonic() - start:.0f} s" if missing else "all there before"
-        reporter.note(f"teachers' logits: {len(views)} views, {made}")
+        self.reporter.note(f"teachers' logits: {len(views)} views, {made}")
 
     def _answers(self, kinds: Sequence[str]) -> Callable[[int], Iterator[Logits]]:
         """What gives the logits of the branches `kinds` for a view of all training images."""
@@ -121,7 +133,9 @@ class Teaching:
         def answer(view: int) -> Iterator[Logits]:
             sampler = EpochSampler(self._training, ANSWER_BATCH)
             for batch in Batches(self.views, sampler, self.config.data.workers).epoch(view):
-                yield teachers(self._to_images(batch)).cpu().numpy()
+                with _fitting(self.fabric.device):
+                    logits = teachers(self._to_images(batch))
+                yield logits.cpu().numpy()
 
         return answer
 
@@ -135,3 +149,39 @@ class Teaching:
     @property
     def _memory_format(self) -> torch.memory_format:
         return torch.channels_last if self.config.channels_last else torch.contiguous_format
+
+
+def check_teaching(config: Config, run: Path, dataset: MultiLabelDataset) -> None:
+    """What can fail when the student comes to its turn, tried before any training.
+
+    RunError where the disk has no room for the teachers' logits, ConfigError where they cannot be compiled.
+    """
+    distill, epochs = config.distill, config.student.epochs
+    if distill.is_cached(epochs):
+        folder = logits_folder(config, run)
+        shape = (len(dataset.indices("train")), dataset.num_classes)
+        view = BranchLogits(folder, {}, shape, distill.cache_dtype).nbytes * len(branch_weights(config))
+        # which of those on the disk are the student's own, is known when its teachers are
+        there = sum(path.stat().st_size for path in folder.glob("*/*.bin"))
+        check_room(folder, min(epochs, distill.views or epochs) * view - there)
+    if distill.compile:
+        try:
+            torch.compile(torch.relu)(torch.zeros(2))
+        except Exception as error:  # of the compiler that is missing, or of anything under torch
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise ConfigError(f"distill.compile=true, but torch cannot compile here: {reason}") from None
+
+
+def logits_folder(config: Config, run: Path) -> Path:
+    """Where the teachers' logits are kept."""
+    return config.distill.cache_dir or run / "teacher-logits"
+
+
+@contextlib.contextmanager
+def _fitting(device: torch.device) -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise RunError(
+            f"the teachers do not fit into the memory of {device}; set a smaller model.image_size, or k"
+        ) from None

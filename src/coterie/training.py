@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from lightning_fabric import Fabric
@@ -141,7 +142,8 @@ class Workshop:
     ) -> tuple[Task, Batches]:
         """The student's task with its teachers; or without them, and batches that bring their logits."""
         distill, weights = self.config.distill, branch_weights(self.config)
-        teaching = Teaching(self.config, self.images, fabric, lambda kind: self.branch(kind, teachers))
+        load = partial(self.branch, teachers=teachers)
+        teaching = Teaching(self.config, self.images, fabric, load, reporter)
         cache, answering = None, None
         if distill.is_cached(settings.epochs):
             made_from = {"data": self.fingerprint, "architecture": describe_architecture(self.factory)}
@@ -152,7 +154,7 @@ class Workshop:
                 for kind in weights
             }
             cache = teaching.cache(self.folder, made_from, hashes)
-            teaching.fill(cache, settings.epochs, reporter)
+            teaching.fill(cache, settings.epochs)
         else:
             answering = teaching.teachers(list(weights))
         task = DistillationTask(

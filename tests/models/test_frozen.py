@@ -105,6 +105,27 @@ def test_without_tolerance_a_model_stays_as_it_is() -> None:
     assert torch.equal(frozen(IMAGES), expected)
 
 
+@pytest.mark.usefixtures("bf16")
+def test_in_a_run_of_low_precision_a_model_is_never_further_off_than_the_run_itself() -> None:
+    torch.manual_seed(0)
+    model = Cancelling()
+    frozen = freeze(model, IMAGES, tolerance=0.01, precision="bf16")
+    own = FrozenModel(model, torch.bfloat16, autocast=True)
+    expected = model(IMAGES)
+    assert frozen.dtype == torch.bfloat16
+    assert 0.01 < frozen.error == relative_error(frozen(IMAGES), expected)
+    assert frozen.error <= relative_error(own(IMAGES), expected)
+
+
+def test_without_tolerance_a_model_answers_as_it_does_in_the_run() -> None:
+    model = trained_resnet()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        expected = model(IMAGES).float()
+    frozen = freeze(model, IMAGES, tolerance=0, precision="bf16")
+    assert frozen.form == "bfloat16 by autocast"
+    assert torch.equal(frozen(IMAGES), expected)
+
+
 def test_a_frozen_model_has_its_own_precision_under_autocast() -> None:
     frozen = FrozenModel(tiny_net())
     expected = frozen(IMAGES)

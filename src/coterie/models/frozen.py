@@ -25,8 +25,10 @@ class FrozenModel(nn.Module):
 
     It stays in evaluation mode whatever the module around it does, and in its own precision whatever autocast
     is on around it: `dtype` is that of its weights, or with `autocast` that of the operations that torch
-    holds to be safe in it.
+    holds to be safe in it. `error` is how far its logits were from those in fp32 when it was made.
     """
+
+    error: float = 0.0
 
     def __init__(
         self, model: nn.Module, dtype: torch.dtype = torch.float32, *, autocast: bool = False
@@ -37,6 +39,11 @@ class FrozenModel(nn.Module):
         self.autocast = autocast
         self.requires_grad_(False)
         self.eval()
+
+    @property
+    def form(self) -> str:
+        """Its precision, such as "bfloat16" or "bfloat16 by autocast"."""
+        return str(self.dtype).removeprefix("torch.") + (" by autocast" if self.autocast else "")
 
     def train(self, mode: bool = True) -> Self:  # noqa: ARG002
         """Stay in evaluation mode: batch norm and dropout must not move while the model gives targets."""
@@ -52,26 +59,31 @@ class FrozenModel(nn.Module):
 def freeze(
     model: nn.Module, images: Tensor, *, tolerance: float, precision: Precision = "fp32"
 ) -> FrozenModel:
-    """`model` in the cheapest form whose logits on `images` are within `tolerance` of its own in fp32.
+    """`model` in the cheapest form whose logits on `images` are within `tolerance` of its own in fp32, or no
+    further from them than in the `precision` of the run.
 
     Cheapest first: folded, with weights in low precision; as it is, under autocast; folded, in fp32. The
     error is the norm of the difference over the norm of the logits. `images` [B, 3, H, W] are real ones, on
-    the device that is to answer; `precision` is that of the run. A tolerance of 0 leaves the model as it is.
+    the device that is to answer. A tolerance of 0 leaves the model as it is, in the precision of the run.
     """
-    # folded before it goes to the device: not every device has float64
+    # before the model goes to the device: not every device has float64
     folded = fold_batch_norm(model.cpu(), images[:PROOF_IMAGES].cpu()) if tolerance > 0 else model
     plain = FrozenModel(model.to(images.device))
-    if tolerance == 0:
-        return plain
     expected = plain(images)
+
+    def measured(form: FrozenModel) -> FrozenModel:
+        form.error = _error(form, images, expected)
+        return form
+
+    own = plain if precision == "fp32" else measured(_autocast(plain, DTYPES[precision]))
+    if tolerance == 0:
+        return own
+    folded = folded.to(images.device)
     for dtype in low_precisions(images.device.type, precision):
-        for form in (
-            FrozenModel(copy.deepcopy(folded).to(images.device), dtype),
-            FrozenModel(plain.model, dtype, autocast=True),
-        ):
-            if _error(form, images, expected) <= tolerance:
+        for form in (FrozenModel(copy.deepcopy(folded), dtype), _autocast(plain, dtype)):
+            if measured(form).error <= max(tolerance, own.error):
                 return form
-    return FrozenModel(folded.to(images.device))
+    return measured(FrozenModel(folded))
 
 
 def low_precisions(device_type: str, precision: Precision) -> list[torch.dtype]:
@@ -86,6 +98,10 @@ def low_precisions(device_type: str, precision: Precision) -> list[torch.dtype]:
         capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
         fast += [torch.bfloat16] if any(capabilities.get(name) for name in CPU_BF16) else []
     return list(dict.fromkeys(fast))
+
+
+def _autocast(plain: FrozenModel, dtype: torch.dtype) -> FrozenModel:
+    return FrozenModel(plain.model, dtype, autocast=True)
 
 
 def _error(form: FrozenModel, images: Tensor, expected: Tensor) -> float:
