@@ -16,7 +16,7 @@ demo: setup ## train on the built-in scenes and print the result
 	$(BIN)/coterie run recipe=demo --update
 
 test: lint ## run all checks: ruff, mypy, pytest
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest
 
 lint: setup ## run ruff and mypy
 	$(BIN)/ruff check
