@@ -31,8 +31,9 @@ Part = TypeVar("Part")
 Result = TypeVar("Result")
 
 WORKING_BYTES = 2**28  # 256 MiB
-ROW_ENTRIES = 2**17  # scores of the images that a thread looks at together: few enough to stay in the cache
+ROW_ENTRIES = 2**18  # scores of the images that a thread looks at together: few enough to stay in the cache
 CLASSES = 16  # the most that a thread sorts together: their scores of one image fill a line of the cache
+TILE_ROWS = 512  # images that are transposed together
 ENTRY_BYTES = 32  # that a score and its target take at the most, copied and with masks
 RANK_BYTES = 64  # that a score takes at the most while its class is ranked
 
@@ -109,11 +110,19 @@ def _average_precision(scores: Array, targets: Array) -> npt.NDArray[np.float64]
     step = max(1, min(CLASSES, -(-c // threads), free // (n * ENTRY_BYTES)))
 
     def of_classes(first: int) -> npt.NDArray[np.float64]:
-        columns = np.array(_as_floats(scores[:, first : first + step]).T, order="C")  # [step, N], our own
-        labels = np.ascontiguousarray(_as_numpy(targets[:, first : first + step]).T)
+        columns = _transposed(_as_floats(scores[:, first : first + step]))
+        labels = _transposed(_as_numpy(targets[:, first : first + step]))
         return np.array([_average_precision_of(*pair) for pair in zip(columns, labels, strict=True)])
 
     return np.concatenate(_in_threads(of_classes, range(0, c, step)))
+
+
+def _transposed(block: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """`block` [N, classes] as an array [classes, N] of its own: tiles that the cache holds are twice as fast."""
+    columns = np.empty(block.shape[::-1], block.dtype)
+    for start in range(0, len(block), TILE_ROWS):
+        columns[:, start : start + TILE_ROWS] = block[start : start + TILE_ROWS].T
+    return columns
 
 
 def _average_precision_of(scores: Scores, targets: npt.NDArray[Any]) -> float:

@@ -93,7 +93,8 @@ class MultiLabelDataset:
                 f"targets of {self.name} must be int8 [{n}, {c}] for {n} images and {c} classes, "
                 f"got {self.targets.dtype} {list(self.targets.shape)}"
             )
-        if n and not np.isin(self.targets, (PRESENT, ABSENT, UNKNOWN)).all():
+        # of int8, the three values are all there are between the least and the greatest
+        if self.targets.size and not UNKNOWN <= self.targets.min() <= self.targets.max() <= PRESENT:
             raise DataError(
                 f"targets of {self.name} hold values other than 1 (present), 0 (absent), -1 (unknown)"
             )
