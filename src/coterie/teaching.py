@@ -28,7 +28,7 @@ from coterie.teachers import Branch, Teachers
 from coterie.trainer import Reporter, to_images
 
 # The first of the training split, as they are: the faster forms of the teachers are tried on them.
-TRIAL_IMAGES = 16
+TRIAL_IMAGES = 8
 # The same for every student, so that what is stored does not depend on who asked for it first.
 ANSWER_BATCH = 64
 # Other versions of these may give other pixels, or round otherwise.

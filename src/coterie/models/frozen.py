@@ -16,8 +16,8 @@ Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # What cpuinfo calls bf16 arithmetic in hardware; without it, bf16 is slower than fp32.
 CPU_BF16 = ("avx512_bf16", "amx_bf16", "bf16")
-# Folding is proven on this many images: in float64, where a forward pass is slow.
-PROOF_IMAGES = 2
+# Folding is proven on this many images, in float64, where a forward pass is slow.
+PROOF_IMAGES = 1
 
 
 class FrozenModel(nn.Module):
