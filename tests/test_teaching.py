@@ -27,10 +27,9 @@ from coterie.pipeline import Run, run
 from coterie.progress import Bars
 from coterie.teacher_cache import TeacherCache
 from coterie.teachers import Branch, Teachers
-from coterie.teaching import Teaching
+from coterie.teaching import LOGITS_FOLDER, Teaching
 from tests.tiny import CLASS_NAMES, RUN_WORDS, SIDE, Net, cpu_fabric, make_dataset, tiny_net
 
-CACHE_FOLDER = "teacher-logits"
 KINDS = ("co-occurrence", "dis-occurrence")
 # 24 training images: the last 4 of an order are left out of an epoch
 WORDS = ("augment.cutout=0.5", "augment.randaugment=false", "train.batch_size=10", "distill.tolerance=0")
@@ -196,7 +195,7 @@ def test_students_of_one_set_of_teachers_ask_them_once(run_copy: Run, answers: l
         entry.name for entry in (run_copy.folder / "archive").iterdir() if "student" not in entry.name
     }
     assert teachers == set()
-    assert len(list((run_copy.folder / CACHE_FOLDER).rglob("view-*.bin"))) == 4
+    assert len(list((run_copy.folder / LOGITS_FOLDER).rglob("view-*.bin"))) == 4
 
 
 def test_the_cache_changes_a_student_by_rounding_alone(run_copy: Run) -> None:
@@ -234,7 +233,7 @@ def test_a_run_stopped_while_it_fills_or_learns_ends_as_one_never_stopped(
     monkeypatch.setattr(TeacherCache, "_make", stop_at_the_second_view)
     with pytest.raises(KeyboardInterrupt):
         run(stopped)
-    assert len(list((tmp_path / "stopped" / CACHE_FOLDER).rglob("view-*.bin"))) == 2
+    assert len(list((tmp_path / "stopped" / LOGITS_FOLDER).rglob("view-*.bin"))) == 2
     monkeypatch.undo()
     monkeypatch.setattr(TeacherCache, "view", stop_at_the_third_epoch)
     with pytest.raises(KeyboardInterrupt):
@@ -253,7 +252,7 @@ def test_a_view_that_breaks_while_the_student_learns_is_made_again(
     view = TeacherCache.view
 
     def broken(self: TeacherCache, number: int) -> object:
-        for file in (tmp_path / "run-2" / CACHE_FOLDER).rglob(f"view-{number:04d}.bin"):
+        for file in (tmp_path / "run-2" / LOGITS_FOLDER).rglob(f"view-{number:04d}.bin"):
             file.write_bytes(file.read_bytes()[:-1])
         return view(self, number)
 

@@ -118,7 +118,7 @@ def _average_precision(scores: Array, targets: Array) -> npt.NDArray[np.float64]
 
 
 def _transposed(block: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """`block` [N, classes] as an array [classes, N] of its own: tiles that the cache holds are twice as fast."""
+    """`block` [N, classes] as an array [classes, N] of its own; by tiles that the cache holds."""
     columns = np.empty(block.shape[::-1], block.dtype)
     for start in range(0, len(block), TILE_ROWS):
         columns[:, start : start + TILE_ROWS] = block[start : start + TILE_ROWS].T

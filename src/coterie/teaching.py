@@ -28,9 +28,10 @@ from coterie.teachers import Branch, Teachers
 from coterie.trainer import Reporter, to_images
 
 # The first of the training split, as they are: the faster forms of the teachers are tried on them.
-TRIAL_IMAGES = 8
+TRIAL_IMAGES = 16
 # The same for every student, so that what is stored does not depend on who asked for it first.
 ANSWER_BATCH = 64
+LOGITS_FOLDER = "teacher-logits"
 # Other versions of these may give other pixels, or round otherwise.
 VERSIONS = ("torch", "torchvision", "timm", "numpy", "pillow")
 
@@ -174,7 +175,7 @@ def check_teaching(config: Config, run: Path, dataset: MultiLabelDataset) -> Non
 
 def logits_folder(config: Config, run: Path) -> Path:
     """Where the teachers' logits are kept."""
-    return config.distill.cache_dir or run / "teacher-logits"
+    return config.distill.cache_dir or run / LOGITS_FOLDER
 
 
 @contextlib.contextmanager
