@@ -476,7 +476,7 @@ def test_a_loss_that_is_not_a_number_is_one_message(
 def test_as_a_program_it_prints_the_message_and_exits_with_one(table: Path) -> None:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     (table.parent / "003.png").unlink()
-    command = [sys.executable, "-m", "coterie.cli", *run_words(table, table.parent.parent / "run")]
+    command = [sys.executable, "-m", "coterie", *run_words(table, table.parent.parent / "run")]
     finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert_refused(Outcome(finished.returncode, finished.stdout, finished.stderr), "'003.png'")
     assert finished.stdout == ""

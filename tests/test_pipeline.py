@@ -253,7 +253,7 @@ def test_a_killed_run_ends_with_the_metrics_of_one_never_stopped(finished_run: R
         "OMP_NUM_THREADS": str(torch.get_num_threads()),
     }
     process = subprocess.Popen(
-        [sys.executable, "-m", "coterie.cli", "run", *words], env=environment, stdout=subprocess.DEVNULL
+        [sys.executable, "-m", "coterie", "run", *words], env=environment, stdout=subprocess.DEVNULL
     )
     deadline = time.monotonic() + 120
     while not (folder / "teachers" / "co-occurrence-0" / "log.jsonl").exists():

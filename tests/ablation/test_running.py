@@ -147,7 +147,7 @@ def test_a_killed_ablation_goes_on_and_ends_with_the_numbers_of_one_never_stoppe
         "OMP_NUM_THREADS": str(torch.get_num_threads()),
     }
     words = ["ablate", *RUN_WORDS, f"data={table}", "--rows", *ROWS, "--seeds", "0", "1", "--out", str(out)]
-    command = [sys.executable, "-m", "coterie.cli", *words]
+    command = [sys.executable, "-m", "coterie", *words]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not (out / "runs" / "as-set-s0" / "teachers" / "dis-occurrence-0" / "log.jsonl").exists():

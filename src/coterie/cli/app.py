@@ -1,0 +1,78 @@
+"""What all commands share: the program, its exit statuses, and kinds of options."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.text import Text
+from typer.core import TyperCommand, TyperGroup
+
+from coterie.errors import CoterieError
+
+
+class Commands(TyperGroup):
+    """The commands; every foreseen problem of one is a message and an exit status, not a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except CoterieError as error:
+            _fail(str(error))
+        except KeyboardInterrupt:
+            _fail("stopped; a run goes on from its last finished epoch with the same command", status=130)
+        except BrokenPipeError:  # what reads our output has enough, as in `coterie predict … | head`
+            raise
+        except OSError as error:
+            name = error.filename2 or error.filename  # of a renaming, the name that was asked for
+            _fail(f"{error.strerror or error}{f': {name}' if name else ''}")
+
+
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Multi-label image classifiers trained by Parallel Self-Distillation.",
+)
+
+SettingWords = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="Settings, such as data=labels.csv k=3 train.epochs=20."),
+]
+
+OwnModel = Annotated[
+    str | None, typer.Option(metavar="MODULE:FUNCTION", help="What builds a model that is not coterie's.")
+]
+
+
+class ListsOfValues(TyperCommand):
+    """A command whose options for several values take them in a row: `--seeds 0 1 2`.
+
+    A list ends at the next option, and at the next setting, which has a "=".
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        lists = {name for option in self.params if getattr(option, "multiple", False) for name in option.opts}
+        spread: list[str] = []
+        option = None
+        for position, word in enumerate(args):
+            if word.startswith("--"):
+                option = word if word in lists else None
+            elif "=" in word:
+                option = None
+            elif option is not None and args[position - 1] != option:
+                spread.append(option)
+            spread.append(word)
+        return super().parse_args(ctx, spread)
+
+
+def main() -> None:
+    """What the command `coterie` runs."""
+    app()
+
+
+def _fail(message: str, status: int = 1) -> NoReturn:
+    Console(stderr=True).print(Text.assemble(("error: ", "red"), message), soft_wrap=True)
+    sys.exit(status)
