@@ -44,6 +44,7 @@ from coterie.diagnostics import (
 )
 from coterie.errors import ConfigError, DataError, PartitionError, RunError
 from coterie.files import atomic_write
+from coterie.logits import read_logits, written_splits
 from coterie.metrics import multilabel_metrics
 from coterie.pipeline import Run, run
 from coterie.preparation import diagnose_partitions, make_partitions, training_graph
@@ -155,6 +156,38 @@ def test_the_diagnostics_of_the_groups_are_made_once_for_each_setting(
     assert made == []
     run(config_of(run_copy, "partition.root=1"), update=True)
     assert len(made) == 1
+
+
+def test_the_logits_of_every_model_are_kept_and_give_its_metrics(finished_run: Run) -> None:
+    dataset = read_dataset(finished_run.config.data)
+    assert written_splits(finished_run.folder) == ["val", "test", "test_shifted"]
+    for split, models in finished_run.metrics.items():
+        kept = read_logits(finished_run.folder, split)
+        positions = dataset.indices(split)
+        assert kept.class_names == dataset.class_names
+        assert kept.image_ids == tuple(dataset.image_ids[position] for position in positions)
+        np.testing.assert_array_equal(kept.targets, dataset.targets[positions])
+        assert list(kept.models) == list(models)
+        for name, metrics in models.items():
+            scores = torch.tensor(kept.models[name]).double().sigmoid()
+            assert multilabel_metrics(scores, kept.targets, class_names=kept.class_names) == metrics
+
+
+def test_logits_that_are_missing_are_made_again(run_copy: Run, trained: list[str]) -> None:
+    before = read_logits(run_copy.folder, "test").models["student"].copy()
+    (run_copy.folder / "logits" / "test" / "index.json").unlink()
+    with pytest.raises(RunError, match=r"no logits of split 'test'; it has those of val, test_shifted"):
+        read_logits(run_copy.folder, "test")
+    run(run_copy.config)
+    assert trained == []
+    np.testing.assert_array_equal(read_logits(run_copy.folder, "test").models["student"], before)
+
+
+def test_damaged_logits_are_told(run_copy: Run) -> None:
+    path = run_copy.folder / "logits" / "test" / "student.npy"
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(RunError, match=r"logits/test are damaged"):
+        read_logits(run_copy.folder, "test")
 
 
 def test_leaning_that_cannot_be_read_is_measured_again(run_copy: Run, trained: list[str]) -> None:

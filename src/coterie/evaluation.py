@@ -45,13 +45,14 @@ def evaluate_models(
 ) -> Results:
     """The metrics of every model (images -> logits [B, C]) on every split; each image counts once."""
     results: Results = {}
-    for split, name, scores, targets in score_models(models, images, splits, fabric, workers=workers):
-        measured = multilabel_metrics(scores, targets, threshold, class_names=images.dataset.class_names)
+    names = images.dataset.class_names
+    for split, name, logits, targets in model_logits(models, images, splits, fabric, workers=workers):
+        measured = multilabel_metrics(to_scores(logits), targets, threshold, class_names=names)
         results.setdefault(split, {})[name] = measured
     return results
 
 
-def score_models(
+def model_logits(
     models: Mapping[str, nn.Module],
     images: ResizedImages,
     splits: Sequence[str],
@@ -59,15 +60,17 @@ def score_models(
     *,
     workers: int = 0,
 ) -> Iterator[tuple[str, str, Tensor, Tensor]]:
-    """(split, name of the model, scores float64 [N, C] in 0..1, targets int8 [N, C]) of each model on each
-    split.
-    """
+    """(split, name of the model, logits float32 [N, C], targets int8 [N, C]) of each model on each split."""
     for split in splits:
         batches = plain_batches(images, images.dataset.indices(split), EVALUATION_BATCH, workers)
         for name, model in models.items():
             logits, targets = predict_logits(model.to(fabric.device), batches, images.preprocessing, fabric)
-            # in float32, the sigmoid of every logit above 17 is 1: a tie
-            yield split, name, logits.double().sigmoid(), targets
+            yield split, name, logits, targets
+
+
+def to_scores(logits: Tensor) -> Tensor:
+    """Scores float64 [N, C] in 0..1: in float32, the sigmoid of every logit above 17 is 1, and ties."""
+    return logits.double().sigmoid()
 
 
 def evaluation_config(checkpoint: Checkpoint, words: Iterable[str]) -> tuple[Config, bool]:

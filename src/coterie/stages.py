@@ -25,8 +25,9 @@ from coterie.diagnostics import (
     strongest_pairs,
 )
 from coterie.errors import ConfigError, shortened
-from coterie.evaluation import Results, evaluation_splits, score_models
+from coterie.evaluation import Results, evaluation_splits, model_logits, to_scores
 from coterie.files import atomic_write
+from coterie.logits import LogitsWriter, are_written
 from coterie.metrics import multilabel_metrics
 from coterie.models.factory import ModelFactory
 from coterie.preparation import branch_weights, training_graph
@@ -196,7 +197,8 @@ class Stages:
         }
         key, path = content_hash(inputs), self.folder.path
         kept = [read_keyed(path / file, key) for file in (METRICS_FILE, LEANING_FILE)]
-        if kept[0] and kept[1]:
+        splits = evaluation_splits(self.dataset.split_names)
+        if kept[0] and kept[1] and are_written(path, splits, key):
             return kept[0]["splits"], kept[1]["splits"]
         models = self._models(done, chosen)
         if not models:
@@ -205,13 +207,18 @@ class Stages:
         leaning: Leaning = {}
         names, threshold = self.dataset.class_names, self.config.threshold
         pairs = strongest_pairs(training_graph(self.dataset))
-        splits = evaluation_splits(self.dataset.split_names)
-        scored = score_models(models, self.images, splits, self.fabric, workers=self.config.data.workers)
-        for split, model, scores, targets in scored:
+        writer = LogitsWriter(path, key, self.dataset)
+        workers = self.config.data.workers
+        for split, model, logits, targets in model_logits(
+            models, self.images, splits, self.fabric, workers=workers
+        ):
+            writer.put(split, model, logits, targets)
+            scores = to_scores(logits)
             measured = multilabel_metrics(scores, targets, threshold, class_names=names)
             results.setdefault(split, {})[model] = measured
             rates = companion_rates(scores.numpy(), targets.numpy(), pairs, threshold)
             leaning.setdefault(split, {})[model] = leaning_summary(rates)
+        writer.finish()
         content = {"schema_version": 1, "key": key, "class_names": names, "threshold": threshold}
         asked = {"pairs": describe_pairs(pairs, names)}
         for file, further in (
