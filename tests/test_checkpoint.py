@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,6 +24,7 @@ from coterie.checkpoint import (
     load_model,
     read_checkpoint,
     save_checkpoint,
+    write_description,
 )
 from coterie.config import Config, ModelConfig
 from coterie.errors import CheckpointError
@@ -188,17 +190,62 @@ def test_a_description_that_is_not_json_is_told(tmp_path: Path, content: str) ->
     assert f"checkpoint {tmp_path / INFO_FILE} cannot be read: " in refusal(tmp_path)
 
 
-@pytest.mark.parametrize("version", [0, 1, 3, "2", None])
+@pytest.mark.parametrize("version", [0, 2, 4, "3", None])
 def test_another_schema_is_told(tmp_path: Path, version: object) -> None:
     saved(tmp_path)
     change(tmp_path, lambda content: content.update(schema_version=version))
-    assert refusal(tmp_path).endswith(f"has schema version {version}; this version reads 2")
+    assert refusal(tmp_path).endswith(
+        f"has schema version {version}, and this version of Coterie reads 3: "
+        "use the version that wrote it, or train again"
+    )
 
 
 @pytest.mark.parametrize("content", ["[]", "3", "{}"])
 def test_json_of_something_else_is_told(tmp_path: Path, content: str) -> None:
     (tmp_path / INFO_FILE).write_text(content)
-    assert refusal(tmp_path).endswith("has schema version None; this version reads 2")
+    assert "has schema version None, and this version of Coterie reads 3" in refusal(tmp_path)
+
+
+def test_thresholds_and_temperature_are_kept(tmp_path: Path) -> None:
+    saved(tmp_path)
+    untuned = read_checkpoint(tmp_path)
+    assert (untuned.thresholds, untuned.temperature) == (None, 1.0)
+    assert untuned.class_thresholds() == (0.4, 0.4, 0.4)
+    weights = (tmp_path / WEIGHTS_FILE).read_bytes()
+    tuned = replace(untuned, thresholds=(0.0, 1 / 3, 1.0), temperature=1.7)
+    write_description(tmp_path, tuned)
+    assert read_checkpoint(tmp_path) == tuned
+    assert tuned.class_thresholds() == (0.0, 1 / 3, 1.0)
+    assert (tmp_path / WEIGHTS_FILE).read_bytes() == weights
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        ({"thresholds": [0.5, 0.5]}, "is damaged: 2 thresholds for 3 classes"),
+        ({"thresholds": []}, "is damaged: 0 thresholds for 3 classes"),
+        ({"thresholds": [0.5, 0.5, 1.5]}, "'thresholds.2': Input should be less than or equal to 1"),
+        ({"thresholds": [0.5, -0.1, 0.5]}, "'thresholds.1': Input should be greater than or equal to 0"),
+        ({"thresholds": [0.5, math.nan, 0.5]}, "'thresholds.1': Input should be a finite number"),
+        ({"thresholds": 0.5}, "'thresholds': Input should be a valid tuple"),
+        ({"temperature": 0}, "'temperature': Input should be greater than 0"),
+        ({"temperature": math.inf}, "'temperature': Input should be a finite number"),
+        ({"temperature": None}, "'temperature': Input should be a valid number"),
+        ({"threshold": 2}, "'threshold': Input should be less than or equal to 1"),
+        ({"theta": 2}, "'theta': Field unknown"),
+    ],
+)
+def test_thresholds_that_are_none_are_told(tmp_path: Path, values: dict[str, Any], problem: str) -> None:
+    saved(tmp_path)
+    change(tmp_path, lambda content: content.update(values))
+    assert problem in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("field", ["thresholds", "temperature", "versions", "weights_sha256"])
+def test_no_field_may_be_missing(tmp_path: Path, field: str) -> None:
+    saved(tmp_path)
+    change(tmp_path, lambda content: content.pop(field))
+    assert f"{INFO_FILE} is damaged: '{field}': Field required" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -219,7 +266,7 @@ def test_a_missing_or_wrong_field_is_named(tmp_path: Path, field: str) -> None:
         (lambda content: content["preprocessing"].update(mean=[0.5]), "'preprocessing.mean.1': Field"),
         (lambda content: content["preprocessing"].update(image_size="x"), "'preprocessing.image_size': "),
         (lambda content: content.update(class_names="abc"), "'class_names': Input should be a valid tuple"),
-        (lambda content: content.pop("weights_sha256"), "their hash is not the one in"),
+        (lambda content: content.update(weights_sha256="0"), "their hash is not the one in"),
     ],
 )  # fmt: skip
 def test_a_damaged_description_is_told(

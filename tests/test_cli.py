@@ -21,10 +21,12 @@ import pytest
 import torch
 from torch import nn
 
+from coterie.checkpoint import read_checkpoint
 from coterie.cli import main
 from coterie.config import load_config
 from coterie.data.reading import read_dataset
 from coterie.data.table import read_table
+from coterie.logits import read_logits
 from coterie.metrics import multilabel_metrics
 from coterie.pipeline import Run
 from coterie.predictor import load_classifier
@@ -796,6 +798,58 @@ def test_evaluate_refuses_what_is_no_finished_run(
 def test_evaluate_refuses_a_split_that_is_not_there(coterie_command: Command, finished_run: Run) -> None:
     outcome = coterie_command("evaluate", finished_run.folder, "--split", "exam", *OWN_MODEL)
     assert_refused(outcome, "no split 'exam'", "'test_shifted'")
+
+
+# tune
+
+
+def test_tune_keeps_thresholds_that_evaluate_and_predict_use(
+    coterie_command: Command, run_copy: Run, tmp_path: Path
+) -> None:
+    out = tmp_path / "tuned.json"
+    outcome = coterie_command("tune", run_copy.folder, "--for", "cost=1:3", "--out", out)
+    assert outcome.status == 0, outcome.error
+    assert "baseline: thresholds for cost=1:3, from 12 images of val" in outcome.output
+    assert outcome.output.endswith(
+        f"kept in the checkpoints of {run_copy.folder}: predict and evaluate use them from now on\n"
+    )
+    checkpoint = read_checkpoint(run_copy.folder / "student")
+    described = json.loads(out.read_text())["student"]
+    chosen = described["choices"][described["recommended"]]["classes"]
+    assert checkpoint.thresholds == tuple(chosen[name]["threshold"] for name in checkpoint.class_names)
+
+    measured = tmp_path / "measured.json"
+    words = ("evaluate", run_copy.folder, "--split", "val", "--out", measured, *OWN_MODEL)
+    assert coterie_command(*words).status == 0
+    kept = read_logits(run_copy.folder, "val")
+    scores = torch.from_numpy(np.array(kept.models["student"])).double() / checkpoint.temperature
+    expected = multilabel_metrics(scores.sigmoid(), kept.targets, checkpoint.thresholds)
+    assert json.loads(measured.read_text())["val"]["student"]["CF1"] == pytest.approx(expected["CF1"])
+    assert coterie_command(*words, "threshold=0.4").status == 0
+    expected = multilabel_metrics(scores.sigmoid(), kept.targets, 0.4)
+    assert json.loads(measured.read_text())["val"]["student"]["CF1"] == pytest.approx(expected["CF1"])
+
+
+def test_tune_can_only_show_and_can_be_undone(coterie_command: Command, run_copy: Run) -> None:
+    outcome = coterie_command("tune", run_copy.folder, "--global", "--no-calibration", "--dry-run")
+    assert outcome.status == 0, outcome.error
+    assert "recommended: global" in outcome.output
+    assert "temperature 1.000" in outcome.output
+    assert outcome.output.endswith("no checkpoint was changed (--dry-run)\n")
+    assert read_checkpoint(run_copy.folder / "student").thresholds is None
+    assert coterie_command("tune", run_copy.folder).status == 0
+    assert read_checkpoint(run_copy.folder / "student").thresholds is not None
+    outcome = coterie_command("tune", run_copy.folder, "--reset")
+    assert outcome.output == "baseline and student: one threshold for all classes again, temperature 1\n"
+    assert read_checkpoint(run_copy.folder / "student").thresholds is None
+
+
+def test_tune_refuses_what_it_cannot_do(coterie_command: Command, run_copy: Run, tmp_path: Path) -> None:
+    assert_refused(
+        coterie_command("tune", run_copy.folder, "--for", "recall"), "'recall'; choose f1, precision"
+    )
+    assert_refused(coterie_command("tune", tmp_path / "none"), f"there is no run at {tmp_path / 'none'}")
+    assert_refused(coterie_command("tune", run_copy.folder / "student"), "not one of its checkpoints")
 
 
 # predict

@@ -65,9 +65,9 @@ def evaluate(
 ) -> Results:
     """The metrics of trained classifiers on one split: {split: {name: metrics}}.
 
-    `threshold`: by default each classifier's own. `config`: the device, the precision and the processes.
-    Raises DataError where the dataset lacks a class of a classifier; another order of them is put right, and
-    further classes are left out.
+    `threshold`: by default each classifier's own, one for each class where they were tuned. `config`: the
+    device, the precision and the processes. Raises DataError where the dataset lacks a class of a classifier;
+    another order of them is put right, and further classes are left out.
     """
     results: Results = {split: {}}
     for name, predictor in predictors.items():
@@ -78,7 +78,8 @@ def evaluate(
             images,
             [split],
             make_fabric(config),
-            threshold=predictor.checkpoint.threshold if threshold is None else threshold,
+            threshold=predictor.thresholds if threshold is None else threshold,
+            temperature=predictor.checkpoint.temperature,
             workers=config.data.workers,
         )
         results[split] |= measured[split]

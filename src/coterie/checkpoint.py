@@ -8,43 +8,56 @@ import hashlib
 import json
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import nn
 
 from coterie.config import HEAD_SECTIONS, ModelConfig
 from coterie.data.transforms import Preprocessing
-from coterie.errors import CheckpointError, ConfigError, shortened
+from coterie.errors import CheckpointError, ConfigError, counted, shortened
 from coterie.files import atomic_write
 from coterie.models.factory import ModelBuilder, ModelFactory, builder_name
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 WEIGHTS_FILE = "model.safetensors"
 INFO_FILE = "checkpoint.json"
 # The settings of a model that a checkpoint holds; none of them brings weights from elsewhere.
 ARCHITECTURE = ("name", "image_size", "drop_rate", "options", "head")
 
 
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+
+
 @dataclass(frozen=True)
 class Checkpoint:
-    """What is known about trained weights; `weights_sha256` is of the file beside it."""
+    """What is known about trained weights; `weights_sha256` is of the file beside it.
+
+    Scores are sigmoid(logits / `temperature`). `thresholds`, one for each class, were chosen for them after
+    the training; without them `threshold` holds for all.
+    """
 
     name: str
     class_names: tuple[str, ...]
     architecture: dict[str, Any]
     preprocessing: Preprocessing
-    threshold: float
+    threshold: Share
     metrics: dict[str, Any]
     config: dict[str, Any]
     weights_sha256: str = ""
     versions: dict[str, str] = field(default_factory=dict)
+    thresholds: tuple[Share, ...] | None = None
+    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+
+    def class_thresholds(self) -> tuple[float, ...]:
+        """For each class the score above which it is a label."""
+        return (self.threshold,) * len(self.class_names) if self.thresholds is None else self.thresholds
 
 
 def describe_architecture(factory: ModelFactory) -> dict[str, Any]:
@@ -97,14 +110,24 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     found = content.pop("schema_version", None) if isinstance(content, dict) else None
     if found != SCHEMA_VERSION:
         raise CheckpointError(
-            f"checkpoint {path} has schema version {found}; this version reads {SCHEMA_VERSION}"
+            f"checkpoint {path} has schema version {found}, and this version of Coterie reads "
+            f"{SCHEMA_VERSION}: use the version that wrote it, or train again"
         )
+    for key in sorted({one.name for one in fields(Checkpoint)} ^ content.keys()):
+        wrong = "Field unknown" if key in content else "Field required"
+        raise CheckpointError(f"checkpoint {path} is damaged: '{key}': {wrong}")
     try:
-        return TypeAdapter(Checkpoint).validate_python(content)
+        checkpoint = TypeAdapter(Checkpoint).validate_python(content)
     except ValidationError as error:
         problem = error.errors()[0]
         key = ".".join(str(part) for part in problem["loc"])
         raise CheckpointError(f"checkpoint {path} is damaged: '{key}': {problem['msg']}") from None
+    if checkpoint.thresholds is not None and len(checkpoint.thresholds) != len(checkpoint.class_names):
+        raise CheckpointError(
+            f"checkpoint {path} is damaged: {counted(len(checkpoint.thresholds), 'threshold')} for "
+            f"{counted(len(checkpoint.class_names), 'class', 'classes')}"
+        )
+    return checkpoint
 
 
 def load_model(folder: Path, builder: ModelBuilder | None = None) -> tuple[nn.Module, Checkpoint]:

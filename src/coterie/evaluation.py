@@ -40,14 +40,19 @@ def evaluate_models(
     splits: Sequence[str],
     fabric: Fabric,
     *,
-    threshold: float = 0.5,
+    threshold: float | Sequence[float] = 0.5,
+    temperature: float = 1.0,
     workers: int = 0,
 ) -> Results:
-    """The metrics of every model (images -> logits [B, C]) on every split; each image counts once."""
+    """The metrics of every model (images -> logits [B, C]) on every split; each image counts once.
+
+    `threshold`: one, or one for each class, of the scores sigmoid(logits / `temperature`).
+    """
     results: Results = {}
     names = images.dataset.class_names
     for split, name, logits, targets in model_logits(models, images, splits, fabric, workers=workers):
-        measured = multilabel_metrics(to_scores(logits), targets, threshold, class_names=names)
+        scores = to_scores(logits, temperature)
+        measured = multilabel_metrics(scores, targets, threshold, class_names=names)
         results.setdefault(split, {})[name] = measured
     return results
 
@@ -68,9 +73,9 @@ def model_logits(
             yield split, name, logits, targets
 
 
-def to_scores(logits: Tensor) -> Tensor:
+def to_scores(logits: Tensor, temperature: float = 1.0) -> Tensor:
     """Scores float64 [N, C] in 0..1: in float32, the sigmoid of every logit above 17 is 1, and ties."""
-    return logits.double().sigmoid()
+    return (logits.double() / temperature).sigmoid()
 
 
 def evaluation_config(checkpoint: Checkpoint, words: Iterable[str]) -> tuple[Config, bool]:

@@ -30,9 +30,13 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True)
 class SplitLogits:
-    """The logits float32 [N, C] of every model on one split, and its targets int8 [N, C]."""
+    """The logits float32 [N, C] of every model on one split, and its targets int8 [N, C].
+
+    `key`: what they were made from, as `stages.measurement_key` gives it.
+    """
 
     split: str
+    key: str
     class_names: tuple[str, ...]
     image_ids: tuple[str, ...]
     targets: npt.NDArray[np.int8]
@@ -94,7 +98,7 @@ def read_logits(run: Path, split: str) -> SplitLogits:
         known = f"; it has those of {', '.join(there)}" if there else ""
         raise RunError(f"{run} holds no logits of split '{split}'{known}: {remedy}") from None
     try:
-        names, ids = tuple(index["class_names"]), tuple(index["image_ids"])
+        key, names, ids = index["key"], tuple(index["class_names"]), tuple(index["image_ids"])
         models = {name: np.load(folder / file, mmap_mode="r") for name, file in index["models"].items()}
         targets = np.load(folder / TARGETS_FILE)
         shapes = {array.shape for array in (targets, *models.values())}
@@ -104,7 +108,7 @@ def read_logits(run: Path, split: str) -> SplitLogits:
         raise RunError(
             f"the logits in {folder} are damaged ({error}); remove that folder: {remedy}"
         ) from None
-    return SplitLogits(split, names, ids, targets, models)
+    return SplitLogits(split, key, names, ids, targets, models)
 
 
 def _folder(run: Path, split: str) -> Path:

@@ -39,7 +39,9 @@ class Prediction:
 
 
 class Predictor:
-    """A model in evaluation mode with the preprocessing, classes and threshold it was trained with."""
+    """A model in evaluation mode with the preprocessing and classes it was trained with, and the thresholds
+    and temperature of its checkpoint.
+    """
 
     def __init__(self, model: nn.Module, checkpoint: Checkpoint, device: str | torch.device = "cpu") -> None:
         self.model = model.eval().to(device)
@@ -50,6 +52,11 @@ class Predictor:
     def class_names(self) -> tuple[str, ...]:
         return self.checkpoint.class_names
 
+    @property
+    def thresholds(self) -> tuple[float, ...]:
+        """For each class the score above which it is a label."""
+        return self.checkpoint.class_thresholds()
+
     def scores(self, pictures: Sequence[Picture], batch_size: int = 32) -> npt.NDArray[np.float32]:
         """Scores [N, C] in 0..1 of paths, PIL images or uint8 arrays [H, W, 3]; DataError for an unreadable
         one.
@@ -57,7 +64,7 @@ class Predictor:
         parts = [np.empty((0, len(self.class_names)), np.float32)]
         for start in range(0, len(pictures), batch_size):
             pixels = [self._pixels(picture) for picture in pictures[start : start + batch_size]]
-            parts.append(self._forward(torch.stack(pixels)))
+            parts.append(self._forward(torch.stack(pixels)).astype(np.float32))
         return np.concatenate(parts)
 
     def predict(
@@ -78,12 +85,12 @@ class Predictor:
 
         A picture that cannot be read gives a prediction with its `error`.
         """
-        threshold = self.checkpoint.threshold if threshold is None else threshold
+        limits = self.thresholds if threshold is None else (threshold,) * len(self.class_names)
         numbered = enumerate(pictures)
         while batch := list(islice(numbered, batch_size)):
-            yield from self._predict_batch(batch, threshold)
+            yield from self._predict_batch(batch, limits)
 
-    def _predict_batch(self, batch: list[tuple[int, Picture]], threshold: float) -> list[Prediction]:
+    def _predict_batch(self, batch: list[tuple[int, Picture]], limits: tuple[float, ...]) -> list[Prediction]:
         names = [
             str(p) if isinstance(p, str | Path | StoredImage) else f"image {number}" for number, p in batch
         ]
@@ -98,14 +105,14 @@ class Predictor:
         return [
             Prediction(name, {}, (), errors[position])
             if position in errors
-            else self._prediction(name, next(rows), threshold)
+            else self._prediction(name, next(rows), limits)
             for position, name in enumerate(names)
         ]
 
-    def _prediction(self, name: str, row: npt.NDArray[np.float32], threshold: float) -> Prediction:
-        scores = {label: float(score) for label, score in zip(self.class_names, row, strict=True)}
-        best_first = sorted(scores, key=lambda label: -scores[label])
-        return Prediction(name, scores, tuple(label for label in best_first if scores[label] > threshold))
+    def _prediction(self, name: str, row: npt.NDArray[np.float64], limits: tuple[float, ...]) -> Prediction:
+        scores = dict(zip(self.class_names, row.tolist(), strict=True))
+        above = [label for label, limit in zip(scores, limits, strict=True) if scores[label] > limit]
+        return Prediction(name, scores, tuple(sorted(above, key=lambda label: -scores[label])))
 
     def _pixels(self, picture: Picture) -> Tensor:
         if isinstance(picture, str | Path | StoredImage):
@@ -119,9 +126,10 @@ class Predictor:
         return to_pixels(self.checkpoint.preprocessing.resize(picture.convert("RGB")))
 
     @torch.no_grad()
-    def _forward(self, pixels: Tensor) -> npt.NDArray[np.float32]:
+    def _forward(self, pixels: Tensor) -> npt.NDArray[np.float64]:
         images = self.checkpoint.preprocessing.normalize(pixels.to(self.device))
-        scores: npt.NDArray[np.float32] = self.model(images).float().sigmoid().cpu().numpy()
+        logits = self.model(images).double().cpu()  # in float32, every score near 1 is 1
+        scores: npt.NDArray[np.float64] = (logits / self.checkpoint.temperature).sigmoid().numpy()
         return scores
 
 

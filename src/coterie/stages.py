@@ -104,8 +104,10 @@ class Stages:
         if found is None:
             return False
         taken, checkpoint = found
+        # what another run has tuned was for the purposes of that run
+        untuned = replace(checkpoint, thresholds=None, temperature=1.0)
         config = self.config.to_values()
-        write_description(path, replace(checkpoint, threshold=self.config.threshold, config=config))
+        write_description(path, replace(untuned, threshold=self.config.threshold, config=config))
         self.folder.record(taken)
         (path / STATE_FILE).unlink(missing_ok=True)
         say(self.console, f"{taken.name}: taken from {self.store.path}, val mAP {_percent(taken.val_map)}")
@@ -187,15 +189,9 @@ class Stages:
         weights are read back. The teachers of a branch are one model, and so there when all of them are.
         `chosen`: the names of the models to measure, by default of all.
         """
-        inputs = {
-            "weights": [
-                training.weights_sha256 for training in self.folder.trainings() if training.name in done
-            ],
-            "models": None if chosen is None else sorted(chosen),
-            "data": self.fingerprint,
-            "threshold": self.config.threshold,
-        }
-        key, path = content_hash(inputs), self.folder.path
+        weights = [training.weights_sha256 for training in self.folder.trainings() if training.name in done]
+        key = measurement_key(weights, chosen, self.fingerprint, self.config.threshold)
+        path = self.folder.path
         kept = [read_keyed(path / file, key) for file in (METRICS_FILE, LEANING_FILE)]
         splits = evaluation_splits(self.dataset.split_names)
         if kept[0] and kept[1] and are_written(path, splits, key):
@@ -256,6 +252,21 @@ def measured_models(config: Config) -> dict[str, tuple[str, ...]]:
     teachers = {"teacher": kinds} if config.k == 1 else {BRANCHES[kind]: (kind,) for kind in kinds}
     together = {"all teachers": kinds} if len(kinds) > 1 else {}
     return {"baseline": (), **teachers, **together, "student": ()}
+
+
+def measurement_key(
+    weights: Sequence[str], models: Collection[str] | None, fingerprint: str, threshold: float
+) -> str:
+    """A hash of what a measurement depends on: the hashes of all finished `weights` in the order of the run,
+    the names of the `models` that were asked for (None: all), the data and the threshold.
+    """
+    inputs = {
+        "weights": list(weights),
+        "models": None if models is None else sorted(models),
+        "data": fingerprint,
+        "threshold": threshold,
+    }
+    return content_hash(inputs)
 
 
 def training_settings(config: Config, training: Training) -> TrainConfig:

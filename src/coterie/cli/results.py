@@ -58,7 +58,8 @@ def evaluate(
     saved = next(iter(predictors.values()))
     config, own = evaluation_config(saved.checkpoint, words or ())
     dataset = read_split(config, split, drawn=own)
-    results = measure(predictors, dataset, split, config, threshold=config.threshold)
+    given = config.threshold if any(word.startswith("threshold=") for word in words or ()) else None
+    results = measure(predictors, dataset, split, config, threshold=given)
     console = Console()
     for note in dataset.notes:
         say(console, f"note: {note}")

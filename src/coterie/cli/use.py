@@ -1,4 +1,4 @@
-"""Commands that put a trained model to use: predict."""
+"""Commands that put a trained model to use: tune, predict."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, TextIO
 
 import typer
+from rich.console import Console
 
 from coterie.cli.app import OwnModel, app
 from coterie.errors import DataError
@@ -20,6 +21,55 @@ class OutputFormat(StrEnum):
     TABLE = "table"
     CSV = "csv"
     JSONL = "jsonl"
+
+
+@app.command()
+def tune(
+    path: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
+    objective: Annotated[
+        str,
+        typer.Option("--for", metavar="WHAT", help="f1, precision=P, or cost=FALSE_POSITIVE:MISSED_LABEL."),
+    ] = "f1",
+    only_global: Annotated[bool, typer.Option("--global", help="One threshold for all classes.")] = False,
+    no_calibration: Annotated[
+        bool, typer.Option("--no-calibration", help="Leave the scores as they are: temperature 1.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show it, and change no checkpoint.")] = False,
+    reset: Annotated[bool, typer.Option("--reset", help="Take what was tuned out again.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Write all numbers, by class, to this JSON file.")] = None,
+) -> None:
+    """Choose thresholds and a temperature on validation, and keep them in the checkpoints of a run.
+
+    Example: coterie tune runs/x --for precision=0.9
+
+    Baseline and student get those that do best on validation images that had no part in the choice. Predict
+    and evaluate then use them; weights do not change, and `coterie run` trains nothing anew.
+    """
+    from coterie.files import atomic_write
+    from coterie.progress import say
+    from coterie.tune import describe_tuning, reset_run, show_tuning, tune_run
+    from coterie.tuning import Objective
+
+    console = Console()
+    if reset:
+        say(console, f"{' and '.join(reset_run(path))}: one threshold for all classes again, temperature 1")
+        return
+    tuned = tune_run(
+        path,
+        Objective.parse(objective),
+        only_global=only_global,
+        calibrate=not no_calibration,
+        write=not dry_run,
+    )
+    for name, one in tuned.items():
+        show_tuning(name, one, console)
+    if out is not None:
+        content = {name: describe_tuning(one) for name, one in tuned.items()}
+        atomic_write(out, json.dumps(content, indent=1, ensure_ascii=False))
+    if dry_run:
+        say(console, "no checkpoint was changed (--dry-run)")
+    else:
+        say(console, f"kept in the checkpoints of {path}: predict and evaluate use them from now on")
 
 
 @app.command()
@@ -98,5 +148,6 @@ def _write_predictions(
                 writer.writerow([image, "", "", error or ""])
     else:
         for image, labels, error in rows:
-            line = {"image": image, "labels": labels} | ({"error": error} if error else {})
+            rounded = {label: round(score, 6) for label, score in labels.items()}
+            line = {"image": image, "labels": rounded} | ({"error": error} if error else {})
             print(json.dumps(line, ensure_ascii=False), file=file)
