@@ -24,8 +24,8 @@ METRICS_FILE = "metrics.json"
 # Settings that change where and how fast a run goes, not what comes out of it. The data themselves are
 # compared by their fingerprint and other files by their content, wherever they lie.
 INDIFFERENT = (
-    *("out", "device", "jobs", "data.source", "data.format", "data.image_root", "data.workers"),
-    *("data.cache_gb", "model.weights", "model.word_vectors", "distill.cache_dir"),
+    *("out", "device", "jobs", "together", "data.source", "data.format", "data.image_root", "data.workers"),
+    *("data.cache_gb", "model.weights", "model.word_vectors", "cache_dir"),
 )
 
 

@@ -60,10 +60,10 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     names: list[tuple[str, str]] = []
 
     class Recorded(Trainer):
-        def run(self, *arguments: Any) -> Any:
+        def __init__(self, *arguments: Any, **named: Any) -> None:
+            super().__init__(*arguments, **named)
             parts = self.folder.parts
             names.append((parts[parts.index("runs") + 1], self.folder.name))
-            return super().run(*arguments)
 
     monkeypatch.setattr(coterie.training, "Trainer", Recorded)
     return names
@@ -169,7 +169,7 @@ def test_a_killed_ablation_goes_on_and_ends_with_the_numbers_of_one_never_stoppe
 def test_ctrl_c_stops_the_whole_ablation(
     table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained: list[tuple[str, str]]
 ) -> None:
-    step, steps = Trainer._step, 0
+    step, steps = Trainer.step, 0
 
     def step_until_stopped(self: Trainer, *arguments: Any) -> Any:
         nonlocal steps
@@ -178,7 +178,7 @@ def test_ctrl_c_stops_the_whole_ablation(
             raise KeyboardInterrupt
         return step(self, *arguments)
 
-    monkeypatch.setattr(Trainer, "_step", step_until_stopped)
+    monkeypatch.setattr(Trainer, "step", step_until_stopped)
     with pytest.raises(KeyboardInterrupt):
         again(tmp_path / "ablation", table)
     assert [name for _, name in trained] == ["baseline", "co-occurrence-0"]
@@ -206,14 +206,14 @@ def test_a_damaged_training_in_the_store_is_done_again(
 def test_a_row_that_fails_is_reported_and_the_others_finish(
     table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step = Trainer._step
+    step = Trainer.step
 
     def diverge(self: Trainer, *arguments: Any) -> Any:
         if self.settings.lr == 0.5:
             raise ZeroDivisionError("no such luck")
         return step(self, *arguments)
 
-    monkeypatch.setattr(Trainer, "_step", diverge)
+    monkeypatch.setattr(Trainer, "step", diverge)
     own = [Row("broken", "broken", ("student.lr=0.5",)), Row("nan", "nan", ("student.lr=1e30",))]
     rows = ["baseline", "broken", "nan", "cgp"]
     out = tmp_path / "ablation"

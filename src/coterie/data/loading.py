@@ -4,6 +4,7 @@ number is that of the epoch, unless views come again.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -32,13 +33,15 @@ class View(NamedTuple):
 
 class Batch(NamedTuple):
     """Pixels uint8 [B, 3, H, W], targets int8 [B, C], positions int64 [B] in the dataset; logits of R
-    branches of teachers float32 [R, B, C], where they are known.
+    branches of teachers float32 [R, B, C], where they are known. Where `are_features`, what a model's frozen
+    part makes of the pixels stands in their place.
     """
 
     pixels: Tensor
     targets: Tensor
     indices: Tensor
     teacher_logits: Tensor | None = None
+    are_features: bool = False
 
 
 class ResizedImages:
@@ -138,6 +141,10 @@ class EpochSampler(Sampler[list[ViewKey]]):
         """The number of the view that all images have in an epoch."""
         return epoch if self.views is None else epoch % self.views
 
+    def rows(self, indices: Tensor) -> npt.NDArray[np.int64]:
+        """Where the positions `indices` stand among all those of the sampler, which ascend."""
+        return np.searchsorted(self.indices, indices.numpy())
+
     def __len__(self) -> int:
         full, rest = divmod(len(self.indices), self.batch_size)
         return full if self.shuffle or rest == 0 else full + 1
@@ -151,11 +158,29 @@ class EpochSampler(Sampler[list[ViewKey]]):
             yield [(self.view(self.epoch), int(index)) for index in chosen]
 
 
-class Batches:
-    """An iterable of `Batch` whose epoch can be set; the positions it goes through are `indices`."""
+class Batches(ABC):
+    """What goes through the images of `indices` epoch by epoch, in batches."""
+
+    def __init__(self, sampler: EpochSampler) -> None:
+        self.sampler = sampler
+
+    @property
+    def indices(self) -> npt.NDArray[np.int64]:
+        return self.sampler.indices
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    @abstractmethod
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """The batches of one epoch; UnreadableImage where a picture has broken since it was checked."""
+
+
+class ImageBatches(Batches):
+    """Batches of pixels, made in this process or in `workers` others."""
 
     def __init__(self, views: Views, sampler: EpochSampler, workers: int = 0) -> None:
-        self.sampler = sampler
+        super().__init__(sampler)
         self._loader: DataLoader[View] = DataLoader(
             views,
             batch_sampler=sampler,
@@ -167,15 +192,7 @@ class Batches:
             generator=torch.Generator(),
         )
 
-    @property
-    def indices(self) -> npt.NDArray[np.int64]:
-        return self.sampler.indices
-
-    def __len__(self) -> int:
-        return len(self.sampler)
-
     def epoch(self, epoch: int) -> Iterator[Batch]:
-        """The batches of one epoch; UnreadableImage where a picture has broken since it was checked."""
         self.sampler.epoch = epoch
         for batch in self._loader:
             if isinstance(batch, UnreadableImage):
@@ -193,11 +210,11 @@ def training_batches(
 ) -> Batches:
     """Shuffled, augmented batches of a split."""
     sampler = EpochSampler(images.dataset.indices(split), batch_size, shuffle=True, seed=seed)
-    return Batches(Views(images, augmentation, seed), sampler, workers)
+    return ImageBatches(Views(images, augmentation, seed), sampler, workers)
 
 
 def plain_batches(
     images: ResizedImages, indices: npt.NDArray[np.int64], batch_size: int, workers: int = 0
 ) -> Batches:
     """The images at `indices`, each once and in that order, without augmentation."""
-    return Batches(Views(images), EpochSampler(indices, batch_size), workers)
+    return ImageBatches(Views(images), EpochSampler(indices, batch_size), workers)
