@@ -29,6 +29,8 @@ from coterie.data.dataset import MultiLabelDataset
 from coterie.errors import ConfigError, RunError
 from coterie.pipeline import run
 from coterie.runfolder import RunFolder
+from coterie.teachers import Teachers
+from coterie.teaching import Teaching
 from coterie.trainer import Trainer
 from tests.tiny import RUN_WORDS, Net, make_dataset, write_table
 
@@ -346,3 +348,42 @@ def test_a_seed_that_stands_twice_is_refused(table: Path, tmp_path: Path) -> Non
 def test_by_default_there_are_three_seeds_from_the_setting_on(table: Path, tmp_path: Path) -> None:
     result = ablate(config(table, "seed=4"), ["baseline"], out=tmp_path / "a", plan_only=True)
     assert result.seeds == (4, 5, 6)
+
+
+def test_rows_share_what_their_teachers_say(
+    table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, ...]] = []
+    teachers = Teaching.teachers
+
+    def recorded(self: Teaching, kinds: Sequence[str]) -> Teachers:
+        asked.append(tuple(kinds))
+        return teachers(self, kinds)
+
+    monkeypatch.setattr(Teaching, "teachers", recorded)
+    out = tmp_path / "ablation"
+    ablate(config(table), ("cgp", "psd", "w"), (0,), values={"w": [0.1, 0.9]}, out=out)
+    # the row of one branch asks its teachers, the first with both those that are missing, and no other any
+    assert sorted(asked) == [("co-occurrence",), ("dis-occurrence",)]
+    asked.clear()
+    again = ablate(config(table), ("cgp", "psd", "w"), (0,), values={"w": [0.1, 0.3, 0.9]}, out=out)
+    assert asked == []
+    assert again.failures == ()
+
+
+def test_teachers_that_start_from_the_baseline_are_shared_and_planned(
+    table: Path, tmp_path: Path, trained: list[tuple[str, str]]
+) -> None:
+    out = tmp_path / "ablation"
+    chosen = config(table, "teacher.start=baseline")
+    plan = ablate(chosen, ("psd", "cgp-teachers"), (0,), out=out, plan_only=True)
+    assert plan.outcomes == ()
+    result = ablate(chosen, ("psd", "cgp-teachers"), (0,), out=out)
+    assert result.failures == ()
+    assert [name for _, name in trained] == [
+        *("baseline", "co-occurrence-0", "co-occurrence-1", "dis-occurrence-0", "dis-occurrence-1"),
+        "student",
+    ]
+    trained.clear()
+    ablate(chosen, ("psd", "w"), (0,), values={"w": [0.9]}, out=out)
+    assert [name for _, name in trained] == ["student"]

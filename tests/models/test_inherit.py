@@ -51,10 +51,10 @@ def test_what_fits_neither_way_stays_as_it_is() -> None:
         nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 7)),
         nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)),
     )
-    own = model[1].weight.clone()
+    own = model.state_dict()["1.weight"].clone()
     inherit_weights(model, parent, [0, 1], 5)
-    assert torch.equal(model[0].weight, parent[0].weight)
-    assert torch.equal(model[1].weight, own)
+    assert torch.equal(model.state_dict()["0.weight"], parent.state_dict()["0.weight"])
+    assert torch.equal(model.state_dict()["1.weight"], own)
 
 
 def test_a_model_with_nothing_in_common_is_refused() -> None:
