@@ -131,23 +131,23 @@ class Stages:
 
     def _train(self, jobs: Sequence[Job]) -> None:
         """Do `jobs`; RunError at the end, when the others are finished, naming those that failed and why."""
-        failures: list[str] = []
+        failures: list[Failed] = []
         with Bars(self.console) as bars:
             for result in self._finished(jobs, bars):
                 if not isinstance(result, Training):
-                    failed, error = result
-                    failures.append(f"{failed.name}: {error}")
+                    failures.append(result)
                     continue
                 self.folder.record(result)
                 (self.folder.path / result.name / STATE_FILE).unlink(missing_ok=True)
                 self._share(result)
                 self._tell(result)
         if len(jobs) == 1 and failures:
-            raise RunError(failures[0])
+            raise failures[0][1]
         if failures:
+            reasons = [f"{failed.name}: {error}" for failed, error in failures]
             raise RunError(
                 f"{len(failures)} of {len(jobs)} trainings failed; the others are finished and kept. Put "
-                "that right and start the run again:\n  " + "\n  ".join(failures)
+                "that right and start the run again:\n  " + "\n  ".join(reasons)
             )
 
     def _finished(self, jobs: Sequence[Job], bars: Bars) -> Iterator[Training | Failed]:
