@@ -23,8 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from coterie.errors import RunError
-from coterie.files import atomic_write
-from coterie.runfolder import content_hash
+from coterie.files import atomic_write, content_hash
 
 SCHEMA_VERSION = 2
 # What a file says of itself comes first, and leaves the array at a multiple of a page.

@@ -180,6 +180,11 @@ class DataConfig(Section):
         "error", description="what to do with an image that cannot be read"
     )
     cache_gb: float = Field(2.0, ge=0, description="keep the resized images in memory if they fit into this")
+    disk_cache_gb: float = Field(
+        0.0,
+        ge=0,
+        description="else keep them on the disk if they fit into this, also for later runs; 0 is off",
+    )
     workers: int = Field(0, ge=0, description="processes that prepare images beside the training")
     scenes: ScenesConfig = ScenesConfig()
     coco: CocoConfig = CocoConfig()

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 from lightning_fabric import Fabric
 from rich.console import Console
 from torch import nn
@@ -16,6 +17,7 @@ from coterie.checkpoint import load_model, read_checkpoint, write_description
 from coterie.config import Config, TrainConfig
 from coterie.data.dataset import MultiLabelDataset
 from coterie.data.loading import ResizedImages
+from coterie.data.pixels import PIXELS_FOLDER, PixelStore
 from coterie.diagnostics import (
     LEANING_FILE,
     Leaning,
@@ -26,13 +28,13 @@ from coterie.diagnostics import (
 )
 from coterie.errors import ConfigError, RunError, shortened
 from coterie.evaluation import Results, evaluation_splits, model_logits, to_scores
-from coterie.files import atomic_write
+from coterie.files import atomic_write, content_hash
 from coterie.logits import LogitsWriter, are_written
 from coterie.metrics import multilabel_metrics
 from coterie.models.factory import ModelFactory
 from coterie.preparation import branch_weights, training_graph
 from coterie.progress import Bars, say
-from coterie.runfolder import METRICS_FILE, RunFolder, Training, content_hash, read_keyed, reset
+from coterie.runfolder import METRICS_FILE, RunFolder, Training, read_keyed, reset
 from coterie.sidebyside import train_side_by_side
 from coterie.store import Store
 from coterie.teachers import Branch, Ensemble
@@ -69,13 +71,27 @@ class Stages:
         self.start = start
         self.store = store
         shared = config.data.workers > 0 or config.jobs > 1
-        self.images = ResizedImages(dataset, factory.preprocessing, config.data.cache_gb, shared)
+        stored = self._stored_pixels()
+        self.images = ResizedImages(dataset, factory.preprocessing, config.data.cache_gb, shared, stored)
         self.workshop = Workshop(config, folder.path, dataset, factory, self.images, fingerprint)
+
+    def _stored_pixels(self) -> PixelStore | None:
+        """The resized images on the disk: where memory does not hold them, files do, and the disk may."""
+        data, side, images = self.config.data, self.factory.preprocessing.image_size, len(self.dataset)
+        in_memory = ResizedImages.fits(images, side, data.cache_gb)
+        if in_memory or isinstance(self.dataset.images, np.ndarray):
+            return None
+        folder = (self.config.cache_dir or self.folder.path) / PIXELS_FOLDER
+        stored = PixelStore(folder, self.fingerprint, images, side)
+        return stored if stored.nbytes <= data.disk_cache_gb * 1e9 else None
 
     def train(self, chosen: Collection[str]) -> set[str]:
         """Do the trainings whose names are `chosen`: baseline and teachers, then the student; teachers that
         start from the baseline come after it. The names of all that are done then.
         """
+        if self.images.stored is not None and self.still_to_do(self.folder.trainings(), chosen):
+            with Bars(self.console) as bars, bars.watch("resized images", 1, len(self.dataset)) as bar:
+                self.images.fill(bar.advance)
         for stage in range(3):
             trainings = [training for training in self.folder.trainings() if self._stage(training) == stage]
             self._train(self._jobs(trainings, chosen))

@@ -19,13 +19,14 @@ from coterie.config import Config, ModelConfig, changed_settings
 from coterie.data.check import without_images
 from coterie.data.dataset import MultiLabelDataset
 from coterie.errors import ConfigError, CoterieError, did_you_mean
+from coterie.files import content_hash
 from coterie.labels import Partition
 from coterie.models.factory import ModelBuilder, make_factory
 from coterie.pipeline import planned_trainings
 from coterie.preflight import describe_start, tried_model
 from coterie.preparation import branch_weights, make_partition, prepare_data, training_graph
 from coterie.progress import say
-from coterie.runfolder import RunFolder, Training, content_hash
+from coterie.runfolder import RunFolder, Training
 from coterie.stages import measured_models, training_key, training_settings
 from coterie.store import Store
 

@@ -5,7 +5,7 @@ number is that of the epoch, unless views come again.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from torchvision.transforms import v2
 
 from coterie.data.dataset import MultiLabelDataset, UnreadableImage
+from coterie.data.pixels import PixelStore
 from coterie.data.transforms import Preprocessing, to_pixels
 from coterie.seeding import derive_seed, seeded
 
@@ -45,7 +46,9 @@ class Batch(NamedTuple):
 
 
 class ResizedImages:
-    """The images of a dataset squashed to one size, kept in memory after their first use where they fit."""
+    """The images of a dataset squashed to one size: from memory after their first use where they fit, from
+    `stored` files where there are any, else decoded each time.
+    """
 
     def __init__(
         self,
@@ -53,9 +56,11 @@ class ResizedImages:
         preprocessing: Preprocessing,
         memory_gb: float = 0.0,
         shared: bool = False,
+        stored: PixelStore | None = None,
     ) -> None:
         self.dataset = dataset
         self.preprocessing = preprocessing
+        self.stored = stored
         side = preprocessing.image_size
         self._pixels: Tensor | None = None
         if self.fits(len(dataset), side, memory_gb):
@@ -72,11 +77,16 @@ class ResizedImages:
 
     def __getitem__(self, index: int) -> Image.Image:
         if self._pixels is None:
-            return self._decode(index)
+            return self._decode(index) if self.stored is None else Image.fromarray(self.stored[index])
         if not self._filled[index]:
             self._pixels[index] = torch.from_numpy(np.array(self._decode(index)))
             self._filled[index] = True
         return Image.fromarray(self._pixels[index].numpy())
+
+    def fill(self, advance: Callable[[int], object]) -> None:
+        """Write the files of `stored` images that are missing; `advance` is told how many are done."""
+        if self.stored is not None:
+            self.stored.fill(lambda index: np.array(self._decode(index)), advance)
 
     def _decode(self, index: int) -> Image.Image:
         return self.preprocessing.resize(self.dataset.load_image(index))
