@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -29,19 +30,21 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
+from coterie.array_store import Array
 from coterie.config import load_config
 from coterie.data.dataset import MultiLabelDataset
-from coterie.data.loading import Batch, Batches, ResizedImages
+from coterie.data.loading import Batch, Batches, EpochSampler, ImageBatches, ResizedImages, Views
+from coterie.data.transforms import make_augmentation
 from coterie.losses import asymmetric_loss
 from coterie.models.factory import make_factory
 from coterie.models.folding import fold_batch_norm, relative_error
 from coterie.models.frozen import FrozenModel, low_precisions
 from coterie.progress import Bars
 from coterie.tasks import ClassificationTask, DistillationTask, classification_loss, distillation_loss
-from coterie.teacher_cache import Logits, Teach
 from coterie.teachers import Branch, Teachers
 from coterie.teaching import Teaching
-from coterie.trainer import make_fabric, make_optimizer, to_images
+from coterie.trainer import make_fabric, make_optimizer, prepare
+from coterie.view_cache import Make, TaughtBatches
 
 tell = partial(print, flush=True)
 K, CLASSES = 5, 80
@@ -65,7 +68,7 @@ class Published(nn.Module):
         self.co, self.dis = (branches[kind] for kind in KINDS)
         self.w, self.a = w, a
 
-    def forward(self, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    def forward(self, images: Tensor, targets: Tensor, _: bool = False) -> dict[str, Tensor]:
         with torch.no_grad():
             co, dis = self.co(images), self.dis(images)
         logits = self.model(images)
@@ -112,38 +115,44 @@ class Subject:
     def teaching(self, *words: str) -> Teaching:
         config = load_config([*self.words, *words])
         quiet = Bars(Console(quiet=True))
+        views = Views(self.images, make_augmentation(config.augment))
         return Teaching(
-            config, self.images, make_fabric(config), lambda kind: copy.deepcopy(self.branches[kind]), quiet
+            config, views, make_fabric(config), lambda kind: copy.deepcopy(self.branches[kind]), quiet
         )
+
+    def batches(self, teaching: Teaching, seed: int = 0) -> Batches:
+        indices, views = self.images.dataset.indices("train"), teaching.config.student.views
+        sampler = EpochSampler(indices, self.batch, shuffle=True, seed=seed, views=views)
+        return ImageBatches(teaching.views, sampler)
 
     def published(self, w: float = 0.5, a: float = 0.5, seed: int = 0) -> Callable[[], None]:
         """The published step, in fp32 and the default memory format."""
         teaching = self.teaching("channels_last=false")
         branches = {kind: copy.deepcopy(branch) for kind, branch in self.branches.items()}
         task = Published(self.factory.build(CLASS_NAMES, seed), branches, w, a)
-        return stepping(task, teaching, teaching.batches(self.batch, 0, None))
+        return stepping(task, teaching, self.batches(teaching))
 
     def plain(self, precision: str) -> Callable[[], None]:
         """A training step of the same model without teachers."""
         teaching = self.teaching(f"precision={precision}")
         loss = classification_loss(teaching.config.student)
         task = ClassificationTask(self.factory.build(CLASS_NAMES), list(range(CLASSES)), loss)
-        return stepping(task, teaching, teaching.batches(self.batch, 0, None))
+        return stepping(task, teaching, self.batches(teaching))
 
     def live(self, precision: str, teachers: Teachers) -> Callable[[], None]:
         teaching = self.teaching(f"precision={precision}")
-        return stepping(self._student(teaching, teachers), teaching, teaching.batches(self.batch, 0, None))
+        return stepping(self._student(teaching, teachers), teaching, self.batches(teaching))
 
     def cached(
-        self, teaching: Teaching, folder: Path, teach: Teach | None = None, seed: int = 0
+        self, teaching: Teaching, folder: Path, make: Make | None = None, seed: int = 0
     ) -> Callable[[], None]:
-        """A step with logits from `folder`; those that are missing are made there first, by `teach`."""
-        cache = teaching.cache(folder, {}, {kind: [(CLASS_NAMES, kind)] for kind in KINDS})
-        cache.teach = teach or cache.teach
-        batches = teaching.batches(self.batch, seed, cache)
+        """A step with logits from `folder`; those that are missing are made there first, by `make`."""
+        cache = teaching.cache(folder, "", {}, {kind: [(CLASS_NAMES, kind)] for kind in KINDS})
+        cache = replace(cache, make=make or cache.make)
+        batches = TaughtBatches(self.batches(teaching, seed), cache)
         return stepping(self._student(teaching, None, seed), teaching, batches)
 
-    def random_logits(self, kinds: tuple[str, ...]) -> Callable[[int], Iterator[Logits]]:
+    def random_logits(self, kinds: tuple[str, ...]) -> Callable[[int], Iterator[Array]]:
         """Logits that took no teacher: as dear to read as any."""
         shape = (len(kinds), len(self.images.dataset), CLASSES)
         return lambda view: iter([np.random.default_rng(view).normal(size=shape).astype(np.float32)])
@@ -187,9 +196,8 @@ def stepping(task: nn.Module, teaching: Teaching, batches: Batches) -> Callable[
 
     def step() -> None:
         batch = next(coming)
-        images = to_images(batch.pixels, teaching.images.preprocessing, fabric, memory_format)
-        known = (batch.targets,) if batch.teacher_logits is None else (batch.targets, batch.teacher_logits)
-        loss = wrapped(images, *(tensor.to(fabric.device) for tensor in known))["loss"]
+        prepared = prepare(batch, teaching.images.preprocessing, fabric, memory_format)
+        loss = wrapped(*prepared.inputs)["loss"]
         optimizer.zero_grad(set_to_none=True)
         fabric.backward(loss)
         optimizer.step()
@@ -284,7 +292,7 @@ def step_times(
             teachers = subject.teaching(f"precision={precision}").teachers(KINDS)
             tell(f"  {2 * K} teachers made ready for {precision} in {time.perf_counter() - start:.1f} s")
             errors.append(largest_error(subject, teachers, device))
-            one_view = subject.teaching(f"precision={precision}", "distill.views=1")
+            one_view = subject.teaching(f"precision={precision}", "student.views=1", "distill.cache=on")
             steps |= {
                 f"live, {precision}": subject.live(precision, teachers),
                 f"plain, {precision}": subject.plain(precision),

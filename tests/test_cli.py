@@ -446,7 +446,7 @@ def test_ctrl_c_in_a_training_is_one_message_and_a_restart_goes_on(
     coterie_command: Command, table: Path, finished_run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = table.parent.parent / "run"
-    step, steps = Trainer._step, 0
+    step, steps = Trainer.step, 0
 
     def step_until_stopped(self: Trainer, *arguments: Any) -> Any:
         nonlocal steps
@@ -455,7 +455,7 @@ def test_ctrl_c_in_a_training_is_one_message_and_a_restart_goes_on(
             raise KeyboardInterrupt
         return step(self, *arguments)
 
-    monkeypatch.setattr(Trainer, "_step", step_until_stopped)
+    monkeypatch.setattr(Trainer, "step", step_until_stopped)
     outcome = coterie_command(*run_words(table, folder))
     assert_refused(outcome, "stopped; a run goes on from its last finished epoch", status=130)
     restarted = coterie_command(*run_words(table, folder))

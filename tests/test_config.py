@@ -13,7 +13,6 @@ from coterie.config import (
     RESERVED_OPTIONS,
     ROLES,
     Config,
-    DistillConfig,
     TrainConfig,
     changed_settings,
     describe_settings,
@@ -166,24 +165,33 @@ def test_a_number_with_an_exponent_is_a_number() -> None:
 def test_a_cache_is_on_off_or_where_views_come_again() -> None:
     assert load_config(["distill.cache=on"]).distill.cache == "on"
     assert load_config(["distill.cache=off"]).distill.cache == "off"
-    by_default, repeated = DistillConfig(), DistillConfig(views=3)
-    assert [settings.is_cached(4) for settings in (by_default, repeated)] == [False, True]
-    assert not repeated.is_cached(3)
-    assert DistillConfig(cache="on").is_cached(1)
-    assert not DistillConfig(cache="off", views=3).is_cached(4)
+
+    def caches(*words: str) -> bool:
+        return load_config(["student.epochs=4", *words]).caches_logits
+
+    assert not caches()
+    assert caches("student.views=3")
+    assert caches("train.views=3")
+    assert not caches("student.views=4")
+    assert caches("distill.cache=on")
+    assert not caches("distill.cache=off", "student.views=3")
 
 
 def test_where_logits_are_kept_changes_no_student() -> None:
-    inputs = DistillConfig(cache="on").inputs(4)
-    assert DistillConfig(cache="on", cache_dir=Path("elsewhere")).inputs(4) == inputs
-    assert DistillConfig(views=3).inputs(4) == DistillConfig(views=3, cache="on").inputs(4)
-    assert DistillConfig(cache_dtype="float16").inputs(4) == DistillConfig().inputs(4)
-    others: list[dict[str, Any]] = [
-        *({"cache": "off"}, {"cache_dtype": "float16"}),
-        *({"w": 0.3}, {"views": 3}, {"tolerance": 0}),
-    ]
-    for other in others:
-        assert DistillConfig.model_validate({"cache": "on", **other}).inputs(4) != inputs
+    def inputs(*words: str) -> dict[str, Any]:
+        return load_config(["student.epochs=4", *words]).distill_inputs()
+
+    assert inputs("distill.cache=on", "cache_dir=elsewhere") == inputs("distill.cache=on")
+    assert inputs("student.views=3") == inputs("distill.cache=on")
+    assert inputs("distill.cache_dtype=float16") == inputs()
+    for other in ("cache=off", "cache_dtype=float16", "w=0.3", "tolerance=0"):
+        assert inputs("distill.cache=on", f"distill.{other}") != inputs("distill.cache=on")
+
+
+def test_the_baseline_cannot_start_from_itself() -> None:
+    assert load_config(["teacher.start=baseline"]).student.start == "model"
+    with pytest.raises(ConfigError, match=r"cannot start from itself: set teacher\.start=baseline"):
+        load_config(["train.start=baseline"])
 
 
 def test_data_and_model_have_short_forms_that_leave_their_other_settings() -> None:

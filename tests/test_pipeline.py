@@ -82,10 +82,10 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
 
     class Recorded(Trainer):
-        def run(self, *arguments: Any) -> Any:
+        def __init__(self, *arguments: Any, **named: Any) -> None:
+            super().__init__(*arguments, **named)
             folder = self.folder
             names.append("/".join(folder.parts[-2:]) if folder.parent.name == "teachers" else folder.name)
-            return super().run(*arguments)
 
     monkeypatch.setattr(coterie.training, "Trainer", Recorded)
     return names

@@ -18,23 +18,23 @@ from torch import Tensor
 
 from coterie.checkpoint import load_model
 from coterie.config import Config, load_config
-from coterie.data.loading import ResizedImages
-from coterie.data.transforms import Preprocessing
+from coterie.data.loading import Batches, EpochSampler, ImageBatches, ResizedImages, Views
+from coterie.data.transforms import Preprocessing, make_augmentation
 from coterie.errors import ConfigError, RunError
 from coterie.files import file_sha256
 from coterie.models.folding import relative_error
 from coterie.pipeline import Run, run
 from coterie.progress import Bars
-from coterie.teacher_cache import TeacherCache
 from coterie.teachers import Branch, Teachers
 from coterie.teaching import LOGITS_FOLDER, Teaching
+from coterie.view_cache import TaughtBatches, ViewCache
 from tests.tiny import CLASS_NAMES, RUN_WORDS, SIDE, Net, cpu_fabric, make_dataset, tiny_net
 
 KINDS = ("co-occurrence", "dis-occurrence")
 # 24 training images: the last 4 of an order are left out of an epoch
 WORDS = ("augment.cutout=0.5", "augment.randaugment=false", "train.batch_size=10", "distill.tolerance=0")
 # a student whose views come again in every other epoch
-CACHED = ("student.epochs=4", "distill.views=2")
+CACHED = ("student.epochs=4", "student.views=2")
 
 
 def load_branch(kind: str) -> Branch:
@@ -47,16 +47,26 @@ def load_branch(kind: str) -> Branch:
 
 
 def teaching(*words: str) -> Teaching:
-    images = ResizedImages(make_dataset(), Preprocessing(SIDE, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)))
-    return Teaching(
-        load_config([*WORDS, *words]), images, cpu_fabric(), load_branch, Bars(Console(quiet=True))
-    )
+    config = load_config([*WORDS, *words])
+    return Teaching(config, views_of(config), cpu_fabric(), load_branch, Bars(Console(quiet=True)))
+
+
+def views_of(config: Config, std: float = 0.25) -> Views:
+    images = ResizedImages(make_dataset(), Preprocessing(SIDE, (0.5, 0.5, 0.5), (0.25, 0.25, std)))
+    return Views(images, make_augmentation(config.augment), config.view_seed)
+
+
+def batches_of(lesson: Teaching, batch_size: int, seed: int, cache: ViewCache | None = None) -> Batches:
+    indices, views = lesson.images.dataset.indices("train"), lesson.config.student.views
+    sampler = EpochSampler(indices, batch_size, shuffle=True, seed=seed, views=views)
+    batches = ImageBatches(lesson.views, sampler)
+    return batches if cache is None else TaughtBatches(batches, cache)
 
 
 def cache_of(
     lesson: Teaching, folder: Path, kinds: Sequence[str] = KINDS, weights: str = "hash"
-) -> TeacherCache:
-    return lesson.cache(folder, {"data": "fingerprint"}, {kind: [(CLASS_NAMES, weights)] for kind in kinds})
+) -> ViewCache:
+    return lesson.cache(folder, "fingerprint", {}, {kind: [(CLASS_NAMES, weights)] for kind in kinds})
 
 
 def as_images(lesson: Teaching, pixels: Tensor) -> Tensor:
@@ -64,10 +74,10 @@ def as_images(lesson: Teaching, pixels: Tensor) -> Tensor:
 
 
 def test_logits_from_the_disk_are_those_of_the_teachers_for_the_same_views(tmp_path: Path) -> None:
-    lesson = teaching("distill.views=2")
+    lesson = teaching("student.views=2")
     plain = Teachers([load_branch(kind) for kind in KINDS])
-    taught = lesson.batches(10, 3, cache_of(lesson, tmp_path))
-    live = lesson.batches(10, 3, None)
+    taught = batches_of(lesson, 10, 3, cache_of(lesson, tmp_path))
+    live = batches_of(lesson, 10, 3)
     seen: dict[int, Tensor] = {}
     for epoch in range(4):
         for batch, alone in zip(taught.epoch(epoch), live.epoch(epoch), strict=True):
@@ -79,13 +89,13 @@ def test_logits_from_the_disk_are_those_of_the_teachers_for_the_same_views(tmp_p
             if epoch in (0, 2):  # the same view, in other company: the same bits
                 for index, logits in zip(batch.indices.tolist(), batch.teacher_logits.unbind(1), strict=True):
                     assert torch.equal(seen.setdefault(index, logits), logits)
-    assert len(list(tmp_path.rglob("view-*.bin"))) == 2 * 2
+    assert len(list(tmp_path.rglob("[0-9]*.bin"))) == 2 * 2
 
 
 def test_epochs_take_the_views_in_turn_each_in_an_order_of_its_own() -> None:
     epochs = []
     for epoch in range(3):
-        batches = list(teaching("distill.views=2").batches(10, 3, None).epoch(epoch))
+        batches = list(batches_of(teaching("student.views=2"), 10, 3).epoch(epoch))
         pixels = {int(i): p for batch in batches for i, p in zip(batch.indices, batch.pixels, strict=True)}
         epochs.append(([int(index) for batch in batches for index in batch.indices], pixels))
     (order, first), (_, second), (later_order, third) = epochs
@@ -98,7 +108,7 @@ def test_a_view_is_stored_for_every_training_image_also_those_that_an_epoch_leav
     tmp_path: Path,
 ) -> None:
     lesson = teaching()
-    taken = {int(index) for batch in lesson.batches(10, 3, None).epoch(0) for index in batch.indices}
+    taken = {int(index) for batch in batches_of(lesson, 10, 3).epoch(0) for index in batch.indices}
     training = lesson.images.dataset.indices("train")
     assert len(taken) == 20 < len(training)
     stored = cache_of(lesson, tmp_path).view(0)
@@ -120,7 +130,7 @@ def test_students_that_differ_in_the_loss_or_the_seed_share_what_is_stored(tmp_p
 @pytest.mark.parametrize(
     "word",
     [
-        *("seed=1", "distill.view_seed=1", "augment.cutout=0.4", "augment.flip=0.5", "distill.tolerance=0.1"),
+        *("seed=1", "augment.view_seed=1", "augment.cutout=0.4", "augment.flip=0.5", "distill.tolerance=0.1"),
         *("precision=bf16", "channels_last=false", "distill.cache_dtype=float16", "distill.compile=true"),
     ],
 )
@@ -136,12 +146,11 @@ def test_other_teachers_data_preprocessing_and_versions_make_another_cache(
     cache_of(lesson, tmp_path).fill([0])
     assert cache_of(lesson, tmp_path, weights="other").missing([0]) == [0]
     hashes = {kind: [(CLASS_NAMES, "hash")] for kind in KINDS}
-    assert lesson.cache(tmp_path, {"data": "fingerprint"}, hashes).missing([0]) == []
-    assert lesson.cache(tmp_path, {"data": "other"}, hashes).missing([0]) == [0]
-    images = ResizedImages(make_dataset(), Preprocessing(SIDE, (0.5, 0.5, 0.5), (0.25, 0.25, 0.2)))
-    other = Teaching(lesson.config, images, lesson.fabric, load_branch, lesson.reporter)
+    assert lesson.cache(tmp_path, "fingerprint", {}, hashes).missing([0]) == []
+    assert lesson.cache(tmp_path, "other", {}, hashes).missing([0]) == [0]
+    other = replace(lesson, views=views_of(lesson.config, std=0.2))
     assert cache_of(other, tmp_path).missing([0]) == [0]
-    monkeypatch.setattr("coterie.teaching.version", lambda name: f"{name} of tomorrow")
+    monkeypatch.setattr("coterie.features.version", lambda name: f"{name} of tomorrow")
     assert cache_of(lesson, tmp_path).missing([0]) == [0]
 
 
@@ -171,7 +180,7 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
 def test_a_student_from_the_disk_is_to_the_bit_the_one_that_filled_it(
     run_copy: Run, tmp_path: Path, answers: list[tuple[str, ...]]
 ) -> None:
-    config = config_of(run_copy, run_copy.folder, *CACHED, f"distill.cache_dir={tmp_path / 'shared'}")
+    config = config_of(run_copy, run_copy.folder, *CACHED, f"cache_dir={tmp_path / 'shared'}")
     screen = io.StringIO()
     first = run(config, update=True, console=Console(file=screen))
     made, weights = list(answers), student(first.folder)
@@ -195,7 +204,7 @@ def test_students_of_one_set_of_teachers_ask_them_once(run_copy: Run, answers: l
         entry.name for entry in (run_copy.folder / "archive").iterdir() if "student" not in entry.name
     }
     assert teachers == set()
-    assert len(list((run_copy.folder / LOGITS_FOLDER).rglob("view-*.bin"))) == 4
+    assert len(list((run_copy.folder / LOGITS_FOLDER).rglob("[0-9]*.bin"))) == 4
 
 
 def test_the_cache_changes_a_student_by_rounding_alone(run_copy: Run) -> None:
@@ -215,27 +224,27 @@ def test_a_run_stopped_while_it_fills_or_learns_ends_as_one_never_stopped(
 ) -> None:
     whole = run(config_of(run_copy, run_copy.folder, *CACHED), update=True)
     stopped = config_of(run_copy, tmp_path / "stopped", *CACHED)
-    make = TeacherCache._make
-    view = TeacherCache.view
+    make = ViewCache._write
+    view = ViewCache.view
 
-    def stop_at_the_second_view(self: TeacherCache, number: int, *rest: object, **named: object) -> bool:
+    def stop_at_the_second_view(self: ViewCache, number: int, *rest: object, **named: object) -> bool:
         if number == 1:
             raise KeyboardInterrupt
         return make(self, number, *rest, **named)  # type: ignore[arg-type]
 
-    def stop_at_the_third_epoch(self: TeacherCache, number: int) -> object:
+    def stop_at_the_third_epoch(self: ViewCache, number: int) -> object:
         read.append(number)
         if len(read) == 3:
             raise KeyboardInterrupt
         return view(self, number)
 
     read: list[int] = []
-    monkeypatch.setattr(TeacherCache, "_make", stop_at_the_second_view)
+    monkeypatch.setattr(ViewCache, "_write", stop_at_the_second_view)
     with pytest.raises(KeyboardInterrupt):
         run(stopped)
-    assert len(list((tmp_path / "stopped" / LOGITS_FOLDER).rglob("view-*.bin"))) == 2
+    assert len(list((tmp_path / "stopped" / LOGITS_FOLDER).rglob("[0-9]*.bin"))) == 2
     monkeypatch.undo()
-    monkeypatch.setattr(TeacherCache, "view", stop_at_the_third_epoch)
+    monkeypatch.setattr(ViewCache, "view", stop_at_the_third_epoch)
     with pytest.raises(KeyboardInterrupt):
         run(stopped)
     assert (tmp_path / "stopped" / "student" / "last.pt").exists()
@@ -249,14 +258,14 @@ def test_a_view_that_breaks_while_the_student_learns_is_made_again(
     run_copy: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = run(config_of(run_copy, run_copy.folder, *CACHED), update=True)
-    view = TeacherCache.view
+    view = ViewCache.view
 
-    def broken(self: TeacherCache, number: int) -> object:
-        for file in (tmp_path / "run-2" / LOGITS_FOLDER).rglob(f"view-{number:04d}.bin"):
+    def broken(self: ViewCache, number: int) -> object:
+        for file in (tmp_path / "run-2" / LOGITS_FOLDER).rglob(f"{number:04d}.bin"):
             file.write_bytes(file.read_bytes()[:-1])
         return view(self, number)
 
-    monkeypatch.setattr(TeacherCache, "view", broken)
+    monkeypatch.setattr(ViewCache, "view", broken)
     again = run(config_of(run_copy, tmp_path / "run-2", *CACHED))
     assert student(again.folder) == student(whole.folder)
 
@@ -269,7 +278,7 @@ def test_the_teachers_of_a_full_cache_disk_are_kept_and_a_restart_goes_on(
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("coterie.teacher_cache.atomic_write", full)
+    monkeypatch.setattr("coterie.array_store.atomic_write", full)
     with pytest.raises(RunError, match=r"teachers' logits cannot be written to .*teacher-logits: No space"):
         run(config, update=True)
     monkeypatch.undo()
@@ -279,16 +288,20 @@ def test_the_teachers_of_a_full_cache_disk_are_kept_and_a_restart_goes_on(
 def test_too_small_a_disk_for_the_logits_is_said_before_any_training(
     run_copy: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = config_of(run_copy, tmp_path / "new", *CACHED, f"distill.cache_dir={tmp_path / 'logits'}")
+    config = config_of(run_copy, tmp_path / "new", *CACHED, f"cache_dir={tmp_path / 'logits'}")
     # enough for weights and states; two branches of two views, a header each
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 0, 4 * 4096))
     monkeypatch.setattr("coterie.pipeline.check_space", lambda *_: None)
-    with pytest.raises(RunError, match=r"logits need 0\.00 GB in .*/logits and the disk has 0\.00 GB free"):
+    with pytest.raises(
+        RunError, match=r"logits need 0\.00 GB in .*/teacher-logits and the disk has 0\.00 GB free"
+    ):
         run(config)
     assert not (tmp_path / "new" / "baseline").exists()
     (tmp_path / "logits").write_text("a file")
     monkeypatch.undo()
-    with pytest.raises(RunError, match=r"logits cannot be written to .*/logits\. Choose another place"):
+    with pytest.raises(
+        RunError, match=r"logits cannot be written to .*/teacher-logits\. Choose another place"
+    ):
         run(config)
 
 

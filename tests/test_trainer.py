@@ -19,8 +19,8 @@ from coterie.data.dataset import MultiLabelDataset
 from coterie.errors import ConfigError, RunError
 from coterie.losses import binary_cross_entropy
 from coterie.tasks import ClassificationTask
-from coterie.trainer import STATE_FILE, Trainer, make_fabric, make_optimizer, make_scheduler
-from tests.tiny import cpu_fabric, equal_weights, make_dataset, make_trainer, tiny_net
+from coterie.trainer import STATE_FILE, make_fabric, make_optimizer, make_scheduler, prepare
+from tests.tiny import RunnableTrainer, cpu_fabric, equal_weights, make_dataset, make_trainer, tiny_net
 
 STEPS_IN_AN_EPOCH = 3  # 24 training images in batches of 8
 
@@ -74,12 +74,14 @@ def test_a_training_reads_train_and_val_images_and_no_others(
 def test_the_epoch_with_the_best_validation_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     weights: list[dict[str, Tensor]] = []
 
-    def validate(self: Trainer, epoch: int) -> float:
-        weights.append(copied(self.evaluated.state_dict()))
-        return (50.0, 70.0, 60.0)[epoch]
+    trainer = make_trainer(tmp_path, epochs=3)
 
-    monkeypatch.setattr(Trainer, "_validate", validate)
-    state = make_trainer(tmp_path, epochs=3).run()
+    def measured(*_: Any) -> float:
+        weights.append(copied(trainer.evaluated.state_dict()))
+        return (50.0, 70.0, 60.0)[trainer.state.epoch]
+
+    monkeypatch.setattr("coterie.trainer.mean_average_precision", measured)
+    state = trainer.run()
     assert (state.best_epoch, state.best_map) == (2, 70.0)
     assert equal_weights(state.best_weights, weights[1])
     assert not equal_weights(state.best_weights, weights[2])
@@ -106,8 +108,12 @@ def test_a_loss_summed_over_the_batch_has_the_gradient_of_the_mean_times_its_ima
     gradients, losses = {}, {}
     for reduction in ("mean", "sum"):
         trainer = make_trainer(tmp_path / reduction, reduction=reduction, grad_clip=None)
-        torch.manual_seed(0)
-        losses[reduction] = trainer._step(next(iter(trainer.data.training.epoch(0))), 1)["loss"]
+        batch = next(iter(trainer.data.training.epoch(0)))
+        trainer.start_epoch()
+        trainer.step(
+            prepare(batch, trainer.data.preprocessing, trainer.fabric, trainer.memory_format), number=0
+        )
+        losses[reduction] = trainer._epoch.means()["loss"]
         gradients[reduction] = [parameter.grad for parameter in trainer.task.model.parameters()]
     for mean, summed in zip(gradients["mean"], gradients["sum"], strict=True):
         assert mean is not None
@@ -234,10 +240,10 @@ def test_the_log_has_a_line_an_epoch_also_after_a_stop(tmp_path: Path) -> None:
 def test_the_logged_rate_is_that_of_the_last_step_of_the_epoch(tmp_path: Path) -> None:
     rates: list[float] = []
 
-    class Recorded(Trainer):
-        def _step(self, *arguments: Any) -> dict[str, Tensor]:
+    class Recorded(RunnableTrainer):
+        def step(self, *arguments: Any) -> None:
             rates.append(self.optimizer.param_groups[0]["lr"])
-            return super()._step(*arguments)
+            super().step(*arguments)
 
     trainer = make_trainer(tmp_path, epochs=3)
     trainer.__class__ = Recorded

@@ -15,10 +15,11 @@ from coterie.config import TrainConfig, load_config
 from coterie.data.dataset import MultiLabelDataset
 from coterie.data.loading import ResizedImages, plain_batches, training_batches
 from coterie.data.transforms import Preprocessing
+from coterie.lockstep import train
 from coterie.losses import ClassificationLoss, binary_cross_entropy
 from coterie.models.factory import ModelBuilder
 from coterie.tasks import ClassificationTask, Task
-from coterie.trainer import Data, Trainer, make_fabric
+from coterie.trainer import Data, Progressed, Trainer, make_fabric
 
 CLASS_NAMES = ("red", "green", "blue", "stripes")
 SIZES = {"train": 24, "val": 12, "test": 12, "test_shifted": 12}
@@ -126,6 +127,13 @@ def make_data(dataset: MultiLabelDataset, batch_size: int = 8, seed: int = 0) ->
     )
 
 
+class RunnableTrainer(Trainer):
+    """A trainer that trains by itself."""
+
+    def run(self) -> Progressed:
+        return train(self)
+
+
 def make_trainer(
     folder: Path,
     *,
@@ -136,13 +144,13 @@ def make_trainer(
     precision: str = "fp32",
     key: str = "key",
     **settings: Any,
-) -> Trainer:
+) -> RunnableTrainer:
     """A trainer of `task`, by default a `Net` for all classes, in `folder`."""
     dataset = make_dataset() if dataset is None else dataset
     task = task or ClassificationTask(tiny_net(seed), list(range(dataset.num_classes)), loss)
     chosen = TrainConfig(**{"epochs": 2, "batch_size": 8, "lr": 0.01, "ema": 0.9} | settings)
     data = make_data(dataset, chosen.batch_size, seed)
-    return Trainer(task, data, chosen, cpu_fabric(precision), folder, key=key, seed=seed)
+    return RunnableTrainer(task, data, chosen, cpu_fabric(precision), folder, key=key, seed=seed)
 
 
 def equal_weights(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:

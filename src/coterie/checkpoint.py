@@ -30,6 +30,7 @@ WEIGHTS_FILE = "model.safetensors"
 INFO_FILE = "checkpoint.json"
 # The settings of a model that a checkpoint holds; none of them brings weights from elsewhere.
 ARCHITECTURE = ("name", "image_size", "drop_rate", "options", "head")
+FURTHER = ("head_options", "shrink")
 
 
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
@@ -69,7 +70,8 @@ def describe_architecture(factory: ModelFactory) -> dict[str, Any]:
         name = settings.name if ":" in settings.name else builder_name(factory.builder)
         return {"kind": "own", "builder": name}
     architecture = {key: getattr(settings, key) for key in ARCHITECTURE}
-    return {"kind": "coterie", **architecture, "head_options": factory.head_options}
+    further = {"head_options": factory.head_options, "shrink": factory.shrink}
+    return {"kind": "coterie", **architecture, **further}
 
 
 def save_checkpoint(folder: Path, model: nn.Module, checkpoint: Checkpoint) -> Checkpoint:
@@ -171,16 +173,17 @@ def _build(checkpoint: Checkpoint, folder: Path, builder: ModelBuilder | None) -
     try:
         if kind == "own":
             return ModelFactory(ModelConfig(), builder).build(checkpoint.class_names)
-        if kind != "coterie" or set(architecture) != {"kind", *ARCHITECTURE, "head_options"}:
+        if kind != "coterie" or set(architecture) != {"kind", *ARCHITECTURE, *FURTHER}:
             raise CheckpointError(
                 f"checkpoint {folder} is damaged: its architecture must be "
-                f"{shortened((*ARCHITECTURE, 'head_options'), 6)} of a model of coterie, and is "
+                f"{shortened((*ARCHITECTURE, *FURTHER), 7)} of a model of coterie, and is "
                 f"{architecture}"
             )
         values = {key: architecture[key] for key in ARCHITECTURE}
         if (section := HEAD_SECTIONS.get(str(values["head"]))) is not None:
             values[section] = architecture["head_options"]
-        return ModelFactory(ModelConfig(**values)).build(checkpoint.class_names)
+        factory = ModelFactory(ModelConfig(**values), shrink=architecture["shrink"])
+        return factory.build(checkpoint.class_names)
     except (ConfigError, ValidationError) as error:
         raise CheckpointError(f"the model of checkpoint {folder} cannot be built: {error}") from None
 

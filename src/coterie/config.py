@@ -180,6 +180,11 @@ class DataConfig(Section):
         "error", description="what to do with an image that cannot be read"
     )
     cache_gb: float = Field(2.0, ge=0, description="keep the resized images in memory if they fit into this")
+    disk_cache_gb: float = Field(
+        0.0,
+        ge=0,
+        description="else keep them on the disk if they fit into this, also for later runs; 0 is off",
+    )
     workers: int = Field(0, ge=0, description="processes that prepare images beside the training")
     scenes: ScenesConfig = ScenesConfig()
     coco: CocoConfig = CocoConfig()
@@ -203,6 +208,9 @@ class AugmentConfig(Section):
         ge=0,
         lt=0.5,
         description="largest move along each axis, as a share of the side; edges are mirrored",
+    )
+    view_seed: int | None = Field(
+        None, ge=0, lt=2**32, description="of the augmented views; null: that of the run"
     )
 
 
@@ -378,6 +386,32 @@ class TrainConfig(Section):
     )
     ema: float | None = Field(0.9997, ge=0, lt=1, description="decay of the averaged weights; null is off")
     grad_clip: float | None = Field(1.0, gt=0, description="largest norm of the gradient; null is off")
+    views: int | None = Field(
+        None,
+        ge=1,
+        description="views of each image, which the epochs take in turn; null: always a new one",
+    )
+    start: Literal["model", "baseline"] = Field(
+        "model", description="first weights: those of the model's settings, or of the trained baseline"
+    )
+    frozen: str | None = Field(
+        None,
+        min_length=1,
+        description="module up to which the model stays as it starts, such as backbone.features.7",
+    )
+    shrink: int | None = Field(
+        None, ge=16, description="side in pixels that the model shrinks its images to; null: not at all"
+    )
+
+    @property
+    def views_come_again(self) -> bool:
+        """Whether two epochs have the same view of an image."""
+        return self.views is not None and self.views < self.epochs
+
+    @property
+    def distinct_views(self) -> range:
+        """The numbers of the views that the epochs take."""
+        return range(min(self.epochs, self.views or self.epochs))
 
 
 class DistillConfig(Section):
@@ -393,14 +427,6 @@ class DistillConfig(Section):
         lt=2**32,
         description="of the student's first weights, order and dropout; null: that of the run",
     )
-    view_seed: int | None = Field(
-        None, ge=0, lt=2**32, description="of the student's augmented views; null: that of the run"
-    )
-    views: int | None = Field(
-        None,
-        ge=1,
-        description="views of each image, which the student's epochs take in turn; null: always a new one",
-    )
     tolerance: float = Field(
         1e-2,
         ge=0,
@@ -412,9 +438,6 @@ class DistillConfig(Section):
         "auto",
         description="keep the teachers' logits of every view on the disk; auto: where views come again",
     )
-    cache_dir: Path | None = Field(
-        None, description="folder of those logits, for several runs; by default in the run folder"
-    )
     cache_dtype: Literal["float32", "float16"] = Field(
         "float32", description="of those logits; float16 rounds them by up to 5e-4 of their size"
     )
@@ -423,17 +446,6 @@ class DistillConfig(Section):
     @classmethod
     def _words_that_yaml_takes_for_truths(cls, value: Any) -> Any:
         return ("on" if value else "off") if isinstance(value, bool) else value
-
-    def is_cached(self, epochs: int) -> bool:
-        """Whether a student of that many epochs learns from logits on the disk."""
-        if self.cache == "auto":
-            return self.views is not None and self.views < epochs
-        return self.cache == "on"
-
-    def inputs(self, epochs: int) -> dict[str, Any]:
-        """What the weights of a student of that many epochs depend on: not where its logits are kept."""
-        values = self.model_dump(mode="json", exclude={"cache", "cache_dir", "cache_dtype"})
-        return values | {"cached": self.cache_dtype if self.is_cached(epochs) else None}
 
 
 class Config(Section):
@@ -451,7 +463,14 @@ class Config(Section):
     jobs: int = Field(
         1, ge=1, description="trainings at once: on the CPU they share its threads, GPUs they take in turn"
     )
+    together: int = Field(
+        1, ge=1, description="trainings in one process, fed from one decoding and augmentation of each image"
+    )
     channels_last: bool = Field(True, description="memory format of images and weights")
+    cache_dir: Path | None = Field(
+        None,
+        description="of what is computed once, teachers' logits and features; by default the run folder",
+    )
     threshold: float = Field(0.5, ge=0, le=1, description="score above which a label is predicted")
     data: DataConfig = DataConfig()
     augment: AugmentConfig = AugmentConfig()
@@ -476,6 +495,31 @@ class Config(Section):
         return values | {
             role: shared | own for role in ROLES if isinstance(own := values.get(role) or {}, dict)
         }
+
+    @model_validator(mode="after")
+    def _the_baseline_starts_by_itself(self) -> Self:
+        if self.baseline.start == "baseline":
+            raise ValueError(
+                "the baseline cannot start from itself: set teacher.start=baseline or student.start=baseline"
+            )
+        return self
+
+    @property
+    def view_seed(self) -> int:
+        """The seed that the views of all trainings come from."""
+        return self.seed if self.augment.view_seed is None else self.augment.view_seed
+
+    @property
+    def caches_logits(self) -> bool:
+        """Whether the student learns from logits on the disk."""
+        if self.distill.cache == "auto":
+            return self.student.views_come_again
+        return self.distill.cache == "on"
+
+    def distill_inputs(self) -> dict[str, Any]:
+        """What of the distillation the student's weights depend on: not where its logits are kept."""
+        values = self.distill.model_dump(mode="json", exclude={"cache", "cache_dtype"})
+        return values | {"cached": self.distill.cache_dtype if self.caches_logits else None}
 
     def run_folder(self) -> Path:
         """`out`, or a name made of data, model, head, image size, k and seed, so that the same words find the

@@ -17,14 +17,14 @@ from coterie.data.dataset import MultiLabelDataset
 from coterie.diagnostics import DIAGNOSTICS_FILE, PARTITIONS, SCHEMA_VERSION, Leaning
 from coterie.errors import ConfigError, RunError, did_you_mean
 from coterie.evaluation import Results, left_out_notes, results_table
-from coterie.files import atomic_write
+from coterie.files import atomic_write, content_hash
 from coterie.labels import Partition
 from coterie.models.factory import ModelBuilder, make_factory
 from coterie.predictor import Predictor
-from coterie.preflight import check_space, checked_images, describe_start, tried_model
+from coterie.preflight import check_frozen, check_space, checked_images, describe_start, tried_model
 from coterie.preparation import diagnose_partitions, make_partitions, prepare_data
 from coterie.progress import say
-from coterie.runfolder import Inputs, RunFolder, Training, content_hash, read_keyed
+from coterie.runfolder import Inputs, RunFolder, Training, read_keyed
 from coterie.sidebyside import prepare_processes
 from coterie.stages import Stages
 from coterie.store import Store
@@ -91,6 +91,7 @@ def run(
     dataset = prepare_data(config, dataset)
     partitions = make_partitions(config, dataset)
     model = tried_model(factory, dataset.class_names, console)
+    check_frozen(config, factory, model)
     start = describe_start(factory, model)
     with folder.locked():
         before = folder.inputs() or checked

@@ -12,11 +12,13 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from coterie.config import ROLES, Config
 from coterie.data.check import check_images, without_images
 from coterie.data.dataset import MultiLabelDataset
 from coterie.data.splits import check_labels
 from coterie.errors import ConfigError, RunError
 from coterie.files import file_sha256
+from coterie.models.cut import Cut
 from coterie.models.factory import ModelFactory
 from coterie.progress import say
 from coterie.runfolder import Inputs, Training
@@ -48,6 +50,23 @@ def tried_model(factory: ModelFactory, class_names: Sequence[str], console: Cons
             f"for B = 2 it gave {got}"
         )
     return model
+
+
+def check_frozen(config: Config, factory: ModelFactory, model: nn.Module) -> None:
+    """ConfigError where a part that is to be frozen is not in the `model`, or would be of random weights."""
+    for role in ROLES:
+        settings = getattr(config, role)
+        if settings.frozen is None:
+            continue
+        if settings.shrink is not None:
+            raise ConfigError(f"{role}.frozen and {role}.shrink do not go together; choose one")
+        Cut(model, settings.frozen)
+        trained = factory.settings.pretrained or factory.settings.weights is not None
+        if settings.start == "model" and factory.builder is None and not trained:
+            raise ConfigError(
+                f"{role}.frozen={settings.frozen} would freeze random weights; give trained ones by "
+                f"model.pretrained=true or model.weights=FILE, or {role}.start=baseline"
+            )
 
 
 def describe_start(factory: ModelFactory, model: nn.Module) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import itertools
 import json
 from collections.abc import Iterator, Sequence
@@ -24,8 +23,8 @@ METRICS_FILE = "metrics.json"
 # Settings that change where and how fast a run goes, not what comes out of it. The data themselves are
 # compared by their fingerprint and other files by their content, wherever they lie.
 INDIFFERENT = (
-    *("out", "device", "jobs", "data.source", "data.format", "data.image_root", "data.workers"),
-    *("data.cache_gb", "model.weights", "model.word_vectors", "distill.cache_dir"),
+    *("out", "device", "jobs", "together", "data.source", "data.format", "data.image_root", "data.workers"),
+    *("data.cache_gb", "data.disk_cache_gb", "model.weights", "model.word_vectors", "cache_dir"),
 )
 
 
@@ -236,8 +235,3 @@ def read_keyed(path: Path, key: str) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return content if isinstance(content, dict) and content.get("key") == key else None
-
-
-def content_hash(content: Any) -> str:
-    """SHA-256 of plain values, whatever the order of their keys."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Several trainings at once, each in a process of its own."""
+"""Several groups of trainings at once, each in a process of its own."""
 
 from __future__ import annotations
 
@@ -24,8 +24,7 @@ from coterie.errors import ConfigError, CoterieError, RunError
 from coterie.models.factory import ModelFactory
 from coterie.progress import Bars, Progress
 from coterie.runfolder import Training
-from coterie.trainer import make_fabric
-from coterie.training import Job, Workshop
+from coterie.training import Failed, Job, Workshop
 
 ATTEMPTS = 2
 CRASH_FILE = "crash.txt"
@@ -52,68 +51,78 @@ def prepare_processes(factory: ModelFactory) -> None:
 
 
 def train_side_by_side(
-    workshop: Workshop, jobs: Sequence[Job], processes: int, bars: Bars
-) -> Iterator[Training]:
-    """Do `jobs`, up to `processes` at once, in their order; the manifest's entry of each as it is finished.
+    workshop: Workshop,
+    groups: Sequence[Sequence[Job]],
+    manifest: Sequence[Training],
+    processes: int,
+    bars: Bars,
+) -> Iterator[Training | Failed]:
+    """Do `groups` of jobs, each in a process of its own, up to `processes` at once, in their order; the
+    manifest's entry of each training as it is finished, or with why it failed.
 
     On the CPU the processes share torch's threads; on GPUs each takes a device in turn. A process that dies
-    is started once more, and goes on from its last finished epoch. Raises RunError at the end, when the
-    others are finished, naming each training that failed and why.
+    is started once more, each of its trainings by itself, and goes on from the last finished epochs.
     """
-    waiting, slots = deque(jobs), list(reversed(range(processes)))
-    attempts = dict.fromkeys((job.training.name for job in jobs), 0)
-    failures: list[str] = []
+    waiting, slots = deque(map(list, groups)), list(reversed(range(processes)))
+    attempts = dict.fromkeys((job.training.name for group in groups for job in group), 0)
     threads = max(1, torch.get_num_threads() // processes)
     running: list[_Worker] = []
     try:
         while waiting or running:
             while waiting and slots:
-                job = waiting.popleft()
-                attempts[job.training.name] += 1
-                running.append(_Worker(workshop, job, threads, slots.pop(), bars))
+                jobs = waiting.popleft()
+                for job in jobs:
+                    attempts[job.training.name] += 1
+                running.append(_Worker(workshop, jobs, manifest, threads, slots.pop(), bars))
             wait([worker.connection for worker in running])
             for worker in list(running):
                 worker.listen()
+                yield from worker.new_results()
                 if not worker.ended:
                     continue
                 running.remove(worker)
                 slots.append(worker.slot)
-                name = worker.job.training.name
-                if worker.result is not None:
-                    yield worker.result
-                elif worker.crashed and attempts[name] < ATTEMPTS:
-                    bars.note(f"{name}: {worker.failure}; it is started once more")
-                    waiting.appendleft(worker.job)
-                else:
-                    failures.append(f"{name}: {worker.failure}")
+                again = []
+                for job in worker.unfinished:
+                    if worker.crashed and attempts[job.training.name] < ATTEMPTS:
+                        bars.note(f"{job.training.name}: {worker.failure}; it is started once more")
+                        again.append([job])
+                    else:
+                        yield job.training, RunError(worker.failure)
+                waiting.extendleft(reversed(again))
     finally:
         for worker in running:
             worker.stop()
-    if failures:
-        raise RunError(
-            f"{len(failures)} of {len(jobs)} trainings failed; the others are finished and kept. Put that "
-            "right and start the run again:\n  " + "\n  ".join(failures)
-        )
 
 
 class _Worker:
-    """A process that does one job, as its parent sees it."""
+    """A process that does a group of jobs, as its parent sees it."""
 
-    def __init__(self, workshop: Workshop, job: Job, threads: int, slot: int, bars: Bars) -> None:
-        self.job = job
+    def __init__(
+        self,
+        workshop: Workshop,
+        jobs: Sequence[Job],
+        manifest: Sequence[Training],
+        threads: int,
+        slot: int,
+        bars: Bars,
+    ) -> None:
+        self.unfinished = list(jobs)
         self.slot = slot
-        self.result: Training | None = None
         self.failure = ""
         self.crashed = False
         self.ended = False
+        self._results: list[Training | Failed] = []
+        self._has_begun = False
         self._bars = bars
-        self._folder = workshop.folder
         self._stack = ExitStack()
-        self._progress: Progress | None = None
+        self._progress: dict[str, Progress] = {}
         context = multiprocessing.get_context("forkserver")
         self.connection, theirs = context.Pipe(duplex=False)
         self._process: BaseProcess = context.Process(
-            target=_work, args=(workshop, job, threads, slot, theirs), name=job.training.name
+            target=_work,
+            args=(workshop, jobs, manifest, threads, slot, theirs),
+            name=", ".join(job.training.name for job in jobs),
         )
         try:
             self._process.start()
@@ -128,8 +137,13 @@ class _Worker:
                 self._take_in(self.connection.recv())
         except (EOFError, ConnectionResetError):
             self._end()
-            if self.result is None and not self.failure:
+            if self.unfinished and not self.failure:
                 self._died()
+
+    def new_results(self) -> Iterator[Training | Failed]:
+        """What has been finished since they were last asked for."""
+        results, self._results = self._results, []
+        yield from results
 
     def stop(self) -> None:
         """End the process, whatever it does: its last finished epoch is kept."""
@@ -138,16 +152,20 @@ class _Worker:
 
     def _take_in(self, message: tuple[Any, ...]) -> None:
         kind, *content = message
+        self._has_begun = True
         if kind == "begin":
-            self._progress = self._stack.enter_context(self._bars.watch(*content))
-        elif kind == "images" and self._progress is not None:
-            self._progress.advance(*content)
-        elif kind == "epoch" and self._progress is not None:
-            self._progress.epoch_done(*content)
+            self._progress[content[0]] = self._stack.enter_context(self._bars.watch(*content))
+        elif kind == "images":
+            self._progress[content[0]].advance(content[1])
+        elif kind == "epoch":
+            self._progress[content[0]].epoch_done(content[1])
         elif kind == "note":
             self._bars.note(*content)
-        elif kind == "done":
-            (self.result,) = content
+        elif kind == "result":
+            (result,) = content
+            name = (result if isinstance(result, Training) else result[0]).name
+            self.unfinished = [job for job in self.unfinished if job.training.name != name]
+            self._results.append(result)
         elif kind == "failed":
             self.failure, self.crashed = content
 
@@ -159,7 +177,7 @@ class _Worker:
 
     def _died(self) -> None:
         exitcode = self._process.exitcode or 0
-        if exitcode >= 0 and self._progress is None:
+        if exitcode >= 0 and not self._has_begun:
             raise RunError(NOT_BEGUN)
         self.failure = f"its process ended {_how(exitcode)}"
         self.crashed = True
@@ -176,7 +194,7 @@ def _how(exitcode: int) -> str:
 
 @dataclass
 class _Sender:
-    """The reporter and the watcher of a training in its own process: says it all to the parent."""
+    """The reporter of a group in its own process: says it all to the parent."""
 
     connection: Connection
 
@@ -184,32 +202,48 @@ class _Sender:
         self.connection.send(("note", text))
 
     @contextmanager
-    def watch(self, name: str, epochs: int, images: int, done: int = 0) -> Iterator[_Sender]:
+    def watch(self, name: str, epochs: int, images: int, done: int = 0) -> Iterator[_Watcher]:
         self.connection.send(("begin", name, epochs, images, done))
-        yield self
+        yield _Watcher(self.connection, name)
+
+
+@dataclass
+class _Watcher:
+    """The watcher of one training in a process."""
+
+    connection: Connection
+    name: str
 
     def advance(self, images: int) -> None:
-        self.connection.send(("images", images))
+        self.connection.send(("images", self.name, images))
 
     def epoch_done(self, line: dict[str, Any]) -> None:
-        self.connection.send(("epoch", line))
+        self.connection.send(("epoch", self.name, line))
 
 
-def _work(workshop: Workshop, job: Job, threads: int, slot: int, connection: Connection) -> None:
-    """Do one job in this process, and say how it went."""
+def _work(
+    workshop: Workshop,
+    jobs: Sequence[Job],
+    manifest: Sequence[Training],
+    threads: int,
+    slot: int,
+    connection: Connection,
+) -> None:
+    """Do a group of jobs in this process, and say how it went."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets the Ctrl-C, and ends this process
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     sender = _Sender(connection)
     try:
-        fabric = make_fabric(workshop.config, slot)
-        connection.send(("done", workshop.train(job, fabric, sender)))
+        for result in workshop.train(jobs, sender, manifest, slot):
+            connection.send(("result", result))
     except CoterieError as error:
         connection.send(("failed", str(error), False))
     except OSError as error:
         connection.send(("failed", error.strerror or str(error), False))
     except Exception as error:
-        path = workshop.folder / job.training.name / CRASH_FILE
+        path = workshop.folder / jobs[0].training.name / CRASH_FILE
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(traceback.format_exc(), encoding="utf-8")
         text = f"{type(error).__name__}: {error}".splitlines()[0]
         connection.send(("failed", f"{text} (all of it in {path})", True))

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 from lightning_fabric import Fabric
 from rich.console import Console
 from torch import nn
@@ -16,6 +17,7 @@ from coterie.checkpoint import load_model, read_checkpoint, write_description
 from coterie.config import Config, TrainConfig
 from coterie.data.dataset import MultiLabelDataset
 from coterie.data.loading import ResizedImages
+from coterie.data.pixels import PIXELS_FOLDER, PixelStore
 from coterie.diagnostics import (
     LEANING_FILE,
     Leaning,
@@ -24,20 +26,20 @@ from coterie.diagnostics import (
     leaning_summary,
     strongest_pairs,
 )
-from coterie.errors import ConfigError, shortened
+from coterie.errors import ConfigError, RunError, shortened
 from coterie.evaluation import Results, evaluation_splits, model_logits, to_scores
-from coterie.files import atomic_write
+from coterie.files import atomic_write, content_hash
 from coterie.logits import LogitsWriter, are_written
 from coterie.metrics import multilabel_metrics
 from coterie.models.factory import ModelFactory
 from coterie.preparation import branch_weights, training_graph
 from coterie.progress import Bars, say
-from coterie.runfolder import METRICS_FILE, RunFolder, Training, content_hash, read_keyed, reset
+from coterie.runfolder import METRICS_FILE, RunFolder, Training, read_keyed, reset
 from coterie.sidebyside import train_side_by_side
 from coterie.store import Store
 from coterie.teachers import Branch, Ensemble
 from coterie.trainer import STATE_FILE
-from coterie.training import Job, Workshop
+from coterie.training import Failed, Job, Workshop, grouped
 
 # branch -> the name of its teachers in tables
 BRANCHES = {"co-occurrence": "CGP teachers", "dis-occurrence": "DGP teachers"}
@@ -69,18 +71,37 @@ class Stages:
         self.start = start
         self.store = store
         shared = config.data.workers > 0 or config.jobs > 1
-        self.images = ResizedImages(dataset, factory.preprocessing, config.data.cache_gb, shared)
+        stored = self._stored_pixels()
+        self.images = ResizedImages(dataset, factory.preprocessing, config.data.cache_gb, shared, stored)
         self.workshop = Workshop(config, folder.path, dataset, factory, self.images, fingerprint)
 
+    def _stored_pixels(self) -> PixelStore | None:
+        """The resized images on the disk: where memory does not hold them, files do, and the disk may."""
+        data, side, images = self.config.data, self.factory.preprocessing.image_size, len(self.dataset)
+        in_memory = ResizedImages.fits(images, side, data.cache_gb)
+        if in_memory or isinstance(self.dataset.images, np.ndarray):
+            return None
+        folder = (self.config.cache_dir or self.folder.path) / PIXELS_FOLDER
+        stored = PixelStore(folder, self.fingerprint, images, side)
+        return stored if stored.nbytes <= data.disk_cache_gb * 1e9 else None
+
     def train(self, chosen: Collection[str]) -> set[str]:
-        """Do the trainings whose names are `chosen`: baseline and teachers, up to `jobs` at once, then the
-        student. The names of all that are done then.
+        """Do the trainings whose names are `chosen`: baseline and teachers, then the student; teachers that
+        start from the baseline come after it. The names of all that are done then.
         """
-        independent = [training for training in self.folder.trainings() if training.name != "student"]
-        self._train(self._jobs(independent, chosen))
-        student = [training for training in self.folder.trainings() if training.name == "student"]
-        self._train(self._jobs(student, chosen))
+        if self.images.stored is not None and self.still_to_do(self.folder.trainings(), chosen):
+            with Bars(self.console) as bars, bars.watch("resized images", 1, len(self.dataset)) as bar:
+                self.images.fill(bar.advance)
+        for stage in range(3):
+            trainings = [training for training in self.folder.trainings() if self._stage(training) == stage]
+            self._train(self._jobs(trainings, chosen))
         return {training.name for training in self.folder.trainings() if self._is_done(training)}
+
+    def _stage(self, training: Training) -> int:
+        """When its turn is: a training waits for those whose weights it needs."""
+        if training.name == "student":
+            return 2
+        return 1 if training_settings(self.config, training).start == "baseline" else 0
 
     def _jobs(self, trainings: Iterable[Training], chosen: Collection[str]) -> list[Job]:
         """What is still to do of `trainings`, when what the store has is taken from there."""
@@ -127,20 +148,35 @@ class Stages:
         return training
 
     def _train(self, jobs: Sequence[Job]) -> None:
+        """Do `jobs`; RunError at the end, when the others are finished, naming those that failed and why."""
+        failures: list[Failed] = []
         with Bars(self.console) as bars:
-            for done in self._finished(jobs, bars):
-                self.folder.record(done)
-                (self.folder.path / done.name / STATE_FILE).unlink(missing_ok=True)
-                self._share(done)
-                self._tell(done)
+            for result in self._finished(jobs, bars):
+                if not isinstance(result, Training):
+                    failures.append(result)
+                    continue
+                self.folder.record(result)
+                (self.folder.path / result.name / STATE_FILE).unlink(missing_ok=True)
+                self._share(result)
+                self._tell(result)
+        if len(jobs) == 1 and failures:
+            raise failures[0][1]
+        if failures:
+            reasons = [f"{failed.name}: {error}" for failed, error in failures]
+            raise RunError(
+                f"{len(failures)} of {len(jobs)} trainings failed; the others are finished and kept. Put "
+                "that right and start the run again:\n  " + "\n  ".join(reasons)
+            )
 
-    def _finished(self, jobs: Sequence[Job], bars: Bars) -> Iterator[Training]:
-        processes = min(self.config.jobs, len(jobs))
+    def _finished(self, jobs: Sequence[Job], bars: Bars) -> Iterator[Training | Failed]:
+        groups = grouped(jobs, self.config.together, self.config.jobs)
+        manifest = self.folder.trainings()
+        processes = min(self.config.jobs, len(groups))
         if processes > 1:
-            yield from train_side_by_side(self.workshop, jobs, processes, bars)
+            yield from train_side_by_side(self.workshop, groups, manifest, processes, bars)
             return
-        for job in jobs:
-            yield self.workshop.train(job, self.fabric, bars, self.folder.trainings())
+        for group in groups:
+            yield from self.workshop.train(group, bars, manifest)
 
     def _tell(self, done: Training) -> None:
         epochs = training_settings(self.config, done).epochs
@@ -156,16 +192,20 @@ class Stages:
         return [training for training in trainings if training.name in chosen if not self._is_done(training)]
 
     def check_teachers(self, trainings: Iterable[Training], chosen: Collection[str]) -> None:
-        """ConfigError where the student is `chosen` and would come before one of its teachers."""
-        if "student" not in chosen:
-            return
-        missing = [
+        """ConfigError where one that is `chosen` would come before another whose weights it needs."""
+        there = {
+            training.name for training in trainings if training.name in chosen or self._is_done(training)
+        }
+        missing = [training.name for training in trainings if training.branch and training.name not in there]
+        if "student" in chosen and missing:
+            raise ConfigError(f"the student learns from teachers that are not done: {shortened(missing)}")
+        from_baseline = [
             training.name
             for training in trainings
-            if training.branch and training.name not in chosen and not self._is_done(training)
+            if training.name in chosen and training_settings(self.config, training).start == "baseline"
         ]
-        if missing:
-            raise ConfigError(f"the student learns from teachers that are not done: {shortened(missing)}")
+        if from_baseline and "baseline" not in there:
+            raise ConfigError(f"{from_baseline[0]} starts from the baseline, and that is not done")
 
     def _is_done(self, training: Training) -> bool:
         return self.folder.is_done(training, self._key(training))
@@ -179,8 +219,8 @@ class Stages:
 
     def _key(self, training: Training) -> str:
         """A hash of all that the weights depend on."""
-        teachers = [(other.name, other.weights_sha256) for other in self.folder.trainings() if other.branch]
-        return training_key(self.config, self.fingerprint, self.start, training, teachers)
+        others = [(other.name, other.weights_sha256) for other in self.folder.trainings()]
+        return training_key(self.config, self.fingerprint, self.start, training, others)
 
     def measure(
         self, done: Collection[str], chosen: Collection[str] | None = None
@@ -279,10 +319,11 @@ def training_key(
     fingerprint: str,
     start: Mapping[str, Any],
     training: Training,
-    teachers: Sequence[tuple[str, str]],
+    others: Sequence[tuple[str, str]],
 ) -> str:
     """A hash of all that the weights of a training depend on, and of nothing else: neither the folder of the
-    run nor what else is trained in it. `teachers`: (name, hash of the weights), of which a student learns.
+    run nor what else is trained in it. `others`: (name, hash of the weights) of the teachers of which a
+    student learns, and of the baseline where a training starts from it.
     """
     inputs: dict[str, Any] = {
         "data": fingerprint,
@@ -299,8 +340,10 @@ def training_key(
         "channels_last": config.channels_last,
     }
     if training.name == "student":
-        inputs["distill"] = config.distill.inputs(config.student.epochs)
-        inputs["teachers"] = teachers
+        inputs["distill"] = config.distill_inputs()
+        inputs["teachers"] = [(name, weights) for name, weights in others if name.startswith("teachers/")]
+    if training_settings(config, training).start == "baseline":
+        inputs["baseline"] = dict(others).get("baseline")
     return content_hash(inputs)
 
 

@@ -19,26 +19,45 @@ from coterie.losses import (
     binary_cross_entropy,
     squared_error,
 )
+from coterie.models.cut import Cut
 
 
-class ClassificationTask(nn.Module):
-    """Train `model` on the targets in `columns` of the full label set: baseline (all) and teachers."""
+class Task(nn.Module):
+    """What all tasks have: the `model`, the `columns` of the full label set that it answers for, and where it
+    is `cut` if a part of it is frozen.
+    """
 
-    def __init__(self, model: nn.Module, columns: list[int], loss: ClassificationLoss) -> None:
+    cut: Cut | None = None
+
+    def __init__(self, model: nn.Module, columns: list[int]) -> None:
         super().__init__()
         self.model = model
         self.columns = columns
+
+    def answer(self, images: Tensor, are_features: bool) -> Tensor:
+        """The model's logits of images, or of the features of its frozen part."""
+        if self.cut is None:
+            logits: Tensor = self.model(images)
+            return logits
+        return self.cut.upper(images if are_features else self.cut.lower(images))
+
+
+class ClassificationTask(Task):
+    """Train `model` on the targets in `columns` of the full label set: baseline (all) and teachers."""
+
+    def __init__(self, model: nn.Module, columns: list[int], loss: ClassificationLoss) -> None:
+        super().__init__(model, columns)
         self.loss = loss
 
-    def forward(self, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """Images [B, 3, H, W], targets [B, C] -> loss [], logits [B, len(columns)], named parts of the loss
-        [].
+    def forward(self, images: Tensor, targets: Tensor, are_features: bool = False) -> dict[str, Tensor]:
+        """Images [B, 3, H, W] or features of the frozen part, targets [B, C] -> loss [], logits
+        [B, len(columns)], named parts of the loss [].
         """
-        logits = self.model(images)
+        logits = self.answer(images, are_features)
         return {"loss": self.loss(logits, targets[:, self.columns]), "logits": logits}
 
 
-class DistillationTask(nn.Module):
+class DistillationTask(Task):
     """Train `model` on the labels and on frozen teachers (PSD; Xu et al., IJCAI 2022, eq. 3-5).
 
     `(1 - w) * cls(z, y) + w * sum_r weight_r * kd(z, z_r)`, where z_r [B, C] are the logits of branch r in
@@ -58,33 +77,32 @@ class DistillationTask(nn.Module):
         w: float,
         num_classes: int,
     ) -> None:
-        super().__init__()
-        self.model = model
+        super().__init__(model, list(range(num_classes)))
         self.teachers = teachers
         self.register_buffer("weights", torch.tensor(weights, dtype=torch.float32), persistent=False)
         self.loss = loss
         self.distillation_loss = distillation_loss
         self.w = w
-        self.columns = list(range(num_classes))
 
     def forward(
-        self, images: Tensor, targets: Tensor, teacher_logits: Tensor | None = None
+        self,
+        images: Tensor,
+        targets: Tensor,
+        are_features: bool = False,
+        teacher_logits: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Images [B, 3, H, W], targets [B, C], and the teachers' logits [R, B, C] where they are known ->
-        loss [], logits [B, C], and the parts "cls" and "kd" [].
+        """Images [B, 3, H, W] or features of the frozen part, targets [B, C], and the teachers' logits
+        [R, B, C] where they are known -> loss [], logits [B, C], and the parts "cls" and "kd" [].
         """
         if teacher_logits is None:
-            if self.teachers is None:
-                raise ValueError("the student has neither teachers nor their logits")
+            if self.teachers is None or are_features:
+                raise ValueError("the student has neither teachers and images, nor the logits of teachers")
             teacher_logits = self.teachers(images)
-        logits = self.model(images)
+        logits = self.answer(images, are_features)
         classification = self.loss(logits, targets)
         distillation = self.distillation_loss(logits, teacher_logits, self.weights)
         loss = (1 - self.w) * classification + self.w * distillation
         return {"loss": loss, "logits": logits, "cls": classification, "kd": distillation}
-
-
-Task = ClassificationTask | DistillationTask
 
 
 def classification_loss(settings: TrainConfig) -> ClassificationLoss:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Self
 
 import torch
@@ -65,12 +66,21 @@ class Branch(nn.Module):
 class Teachers(nn.Module):
     """The branches that a student learns from: images [B, 3, H, W] -> logits [R, B, C], without gradients.
 
-    `compiled`: by torch.compile, once for each size of a batch.
+    `compiled`: by torch.compile, once for each size of a batch. `lower`: the frozen part that all teachers
+    share, from whose features the branches answer; it runs under `autocast`, as when they were trained.
     """
 
-    def __init__(self, branches: Sequence[nn.Module], compiled: bool = False) -> None:
+    def __init__(
+        self,
+        branches: Sequence[nn.Module],
+        compiled: bool = False,
+        lower: nn.Module | None = None,
+        autocast: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
         super().__init__()
         self.branches = nn.ModuleList(branches)
+        self.lower = lower
+        self._autocast = autocast
         # the weights are constants: freezing lets the compiler lay them out for the operations that use them
         self._answer = (
             torch.compile(self._stacked, dynamic=False, options={"freezing": True})
@@ -80,6 +90,9 @@ class Teachers(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         with torch.inference_mode():
+            if self.lower is not None:
+                with self._autocast():
+                    images = self.lower(images).float()
             logits = self._answer(images)
         # copied outside of it: a tensor made in inference mode cannot be part of a loss
         return logits.clone()

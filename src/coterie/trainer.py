@@ -1,5 +1,6 @@
-"""The one training loop: baseline, teachers and student all run through it, and go on from the last
-finished epoch.
+"""One training, a step at a time: what learns, what is kept after every epoch, and what is logged.
+
+Baseline, teachers and student all are trainings of this kind; `lockstep.py` drives them.
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,6 +30,7 @@ from coterie.data.transforms import Preprocessing
 from coterie.errors import ConfigError, RunError
 from coterie.files import atomic_write
 from coterie.metrics import average_precision
+from coterie.models.cut import Cut
 from coterie.seeding import derive_seed
 from coterie.tasks import Task
 
@@ -98,8 +100,52 @@ def make_fabric(config: Config, index: int = 0) -> Fabric:
     return Fabric(accelerator=accelerator, devices=devices, precision=PRECISIONS[config.precision])  # type: ignore[arg-type]
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """A batch on the device, as a task takes it: images or features, targets, whether they are features, and
+    the logits of teachers where they are known.
+    """
+
+    inputs: tuple[Any, ...]
+
+    def __len__(self) -> int:
+        return len(self.inputs[1])
+
+    @property
+    def are_features(self) -> bool:
+        return bool(self.inputs[2])
+
+
+class _Epoch:
+    """What an epoch sums up."""
+
+    def __init__(self, watcher: EpochWatcher | None) -> None:
+        self.watcher = watcher
+        self.sums: dict[str, Tensor] = {}
+        self.steps = 0
+        self.images = 0
+        self.seconds = 0.0
+        self.rate = 0.0
+
+    def add(self, outputs: dict[str, Tensor], images: int, seconds: float) -> None:
+        for name, value in outputs.items():
+            if value.ndim == 0:
+                self.sums[name] = self.sums.get(name, 0) + value.detach()
+        self.steps += 1
+        self.images += images
+        self.seconds += seconds
+        if self.watcher is not None:
+            self.watcher.advance(images)
+
+    def means(self) -> dict[str, float]:
+        """The mean of every part of the loss, the rate of the last step, and the speed."""
+        losses = {name: float(total) / self.steps for name, total in self.sums.items()}
+        speed = self.images / self.seconds
+        return losses | {"lr": self.rate, "images_per_second": speed, "seconds": self.seconds}
+
+
 class Trainer:
-    """One training, an epoch at a time; the best epoch is chosen on validation.
+    """One training, a step at a time; the best epoch is chosen on validation.
 
     After each epoch the whole state goes to `folder/last.pt`; a state with the same `key` is taken up
     again, so that the result does not depend on how often it was stopped.
@@ -133,11 +179,16 @@ class Trainer:
             if settings.ema is not None
             else None
         )
+        if settings.frozen is not None:
+            Cut(task.model, settings.frozen).freeze()
         # a scaler of gradients (fp16) and their clipping do not go together with a fused step
         fused = getattr(fabric.strategy.precision, "scaler", None) is None
         self.wrapped, self.optimizer = fabric.setup(task, make_optimizer(task.model, settings, fused))
         if self.averaged is not None:
             self.averaged.to(fabric.device)
+        if settings.frozen is not None:  # the models are where they stay now
+            task.cut = Cut(task.model, settings.frozen)
+        self._evaluated_cut = None if settings.frozen is None else Cut(self.evaluated, settings.frozen)
         self.scheduler = make_scheduler(self.optimizer, settings, len(data.training) * settings.epochs)
         self.state = self._take_up()
 
@@ -146,83 +197,75 @@ class Trainer:
         """The model that is measured and kept: the averaged one, where there is one."""
         return self.task.model if self.averaged is None else self.averaged.module
 
-    def run(self, watcher: EpochWatcher | None = None) -> Progressed:
-        """Train the epochs that are left; the best weights are in the result.
+    def start_epoch(self, watcher: EpochWatcher | None = None) -> None:
+        """Begin the next epoch; `watcher` is told of every step."""
+        self._epoch = _Epoch(watcher)
+        self.task.train()
+        if self.task.cut is not None:
+            self.task.cut.freeze()
 
-        Raises RunError when the loss is no longer finite, or the device's memory is too small; the epochs
-        before are kept then.
+    def step(self, batch: Prepared, number: int, loading: float = 0.0) -> None:
+        """One step of the optimiser, the `number`th of the epoch, on a batch that took `loading` seconds to
+        come. RunError where the device's memory is too small.
         """
-        with SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.state.epoch + 1) as writer:
-            for epoch in range(self.state.epoch, self.settings.epochs):
-                line = self._epoch(epoch, watcher)
-                self._take_if_best(line)
-                self.state.history.append(line)
-                self.state.epoch = epoch + 1
-                self._log(writer)
-                self._keep()
-                if watcher is not None:
-                    watcher.epoch_done(line)
-        return self.state
+        start = time.monotonic()
+        epoch = self.state.epoch
+        # dropout and the like: from the step, not from what ran before it
+        torch.manual_seed(derive_seed(self.seed, "training", epoch, number))
+        self._epoch.rate = self.optimizer.param_groups[0]["lr"]
+        with self._fitting():
+            outputs = optimize(self.wrapped, self.optimizer, self.fabric, batch.inputs, self.settings)
+        self.scheduler.step()
+        if self.averaged is not None:
+            self.averaged.update(self.task.model, epoch * len(self.data.training) + number + 1)
+        self._epoch.add(outputs, len(batch), time.monotonic() - start + loading)
 
-    def _epoch(self, epoch: int, watcher: EpochWatcher | None) -> dict[str, Any]:
-        """Train and validate once: the epoch's line of the log."""
+    @torch.no_grad()
+    def validate(self, batch: Prepared) -> Tensor:
+        """The logits float32 [B, C] of a validation batch, in full precision."""
+        images = batch.inputs[0]
+        with self._fitting():
+            if self._evaluated_cut is None:
+                logits: Tensor = self.evaluated(images)
+            else:
+                cut = self._evaluated_cut
+                logits = cut.upper(images if batch.are_features else cut.lower(images))
+        return logits.float().cpu()
+
+    def finish_epoch(self, logits: Tensor, targets: Tensor, writer: SummaryWriter) -> dict[str, Any]:
+        """Measure the epoch by the validation's logits [N, C] and targets, and keep the state: the epoch's
+        line of the log.
+
+        Raises RunError when the loss or the logits are no longer finite; the epochs before are kept then.
+        """
+        trained = self._epoch.means()
+        if not math.isfinite(trained["loss"]):
+            raise self._diverged(f"loss of {self.folder.name} is {trained['loss']}")
+        if not logits.isfinite().all():
+            raise self._diverged(f"validation of {self.folder.name} gives logits that are not finite")
+        map_ = mean_average_precision(logits, targets[:, self.task.columns])
+        line = {"epoch": self.state.epoch + 1, **trained, "val_mAP": map_}
+        self._take_if_best(line)
+        self.state.history.append(line)
+        self.state.epoch += 1
+        self._log(writer)
+        self._keep()
+        return line
+
+    @contextmanager
+    def _fitting(self) -> Iterator[None]:
         try:
-            trained = self._train_epoch(epoch, watcher)
-            return {"epoch": epoch + 1, **trained, "val_mAP": self._validate(epoch)}
+            yield
         except torch.OutOfMemoryError:
             raise RunError(
                 f"{self.folder.name} does not fit into the memory of {self.fabric.device}; set a smaller "
-                f"train.batch_size (now {self.settings.batch_size}) or model.image_size"
+                f"train.batch_size (now {self.settings.batch_size}), model.image_size or together"
             ) from None
 
-    def _train_epoch(self, epoch: int, watcher: EpochWatcher | None) -> dict[str, float]:
-        """One pass over the training images: the mean of every part of the loss, the rate of the last step,
-        and the speed.
-        """
-        start = time.monotonic()
-        # dropout and the like: from the epoch, not from what ran before it
-        torch.manual_seed(derive_seed(self.seed, "training", epoch))
-        self.task.train()
-        sums: dict[str, Tensor] = {}
-        images = 0
-        rate = 0.0
-        for number, batch in enumerate(self.data.training.epoch(epoch)):
-            rate = self.optimizer.param_groups[0]["lr"]
-            outputs = self._step(batch, epoch * len(self.data.training) + number + 1)
-            for name, value in outputs.items():
-                if value.ndim == 0:
-                    sums[name] = sums.get(name, 0) + value.detach()
-            images += len(batch.indices)
-            if watcher is not None:
-                watcher.advance(len(batch.indices))
-        losses = {name: float(total) / len(self.data.training) for name, total in sums.items()}
-        if not math.isfinite(losses["loss"]):
-            raise self._diverged(f"loss of {self.folder.name} is {losses['loss']}", epoch)
-        seconds = time.monotonic() - start
-        return losses | {"lr": rate, "images_per_second": images / seconds, "seconds": seconds}
-
-    def _step(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        images = to_images(batch.pixels, self.data.preprocessing, self.fabric, self.memory_format)
-        known = (batch.targets,) if batch.teacher_logits is None else (batch.targets, batch.teacher_logits)
-        inputs = (images, *(tensor.to(self.fabric.device, non_blocking=True) for tensor in known))
-        outputs = optimize(self.wrapped, self.optimizer, self.fabric, inputs, self.settings)
-        self.scheduler.step()
-        if self.averaged is not None:
-            self.averaged.update(self.task.model, step)
-        return outputs
-
-    def _validate(self, epoch: int) -> float | None:
-        logits, targets = predict_logits(
-            self.evaluated, self.data.validation, self.data.preprocessing, self.fabric, self.memory_format
-        )
-        if not logits.isfinite().all():
-            raise self._diverged(f"validation of {self.folder.name} gives logits that are not finite", epoch)
-        return mean_average_precision(logits, targets[:, self.task.columns])
-
-    def _diverged(self, what: str, epoch: int) -> RunError:
+    def _diverged(self, what: str) -> RunError:
         return RunError(
-            f"the {what} in epoch {epoch + 1} of {self.settings.epochs}; the epochs before are kept in "
-            f"{self.folder}. Lower the learning rate (lr={self.settings.lr}), or use precision=fp32"
+            f"the {what} in epoch {self.state.epoch + 1} of {self.settings.epochs}; the epochs before are "
+            f"kept in {self.folder}. Lower the learning rate (lr={self.settings.lr}), or use precision=fp32"
         )
 
     def _take_if_best(self, line: dict[str, Any]) -> None:
@@ -283,7 +326,7 @@ def optimize(
     task: Callable[..., dict[str, Tensor]],
     optimizer: Optimizer,
     fabric: Fabric,
-    inputs: Sequence[Tensor],
+    inputs: Sequence[Any],
     settings: TrainConfig,
 ) -> dict[str, Tensor]:
     """One step of `optimizer` on the loss of `task`, both set up by `fabric`: what the task gave for the
@@ -355,6 +398,21 @@ def mean_average_precision(logits: Tensor, targets: Tensor) -> float | None:
     per_class = average_precision(logits, targets)
     known = per_class[~per_class.isnan()]
     return 100 * known.mean().item() if len(known) else None
+
+
+def prepare(
+    batch: Batch, preprocessing: Preprocessing, fabric: Fabric, memory_format: torch.memory_format
+) -> Prepared:
+    """A batch on the device, its pixels as images, or its features in float32."""
+    if batch.are_features:
+        images = batch.pixels.to(fabric.device, non_blocking=True).float()
+    else:
+        images = to_images(batch.pixels, preprocessing, fabric, memory_format)
+    known = (
+        () if batch.teacher_logits is None else (batch.teacher_logits.to(fabric.device, non_blocking=True),)
+    )
+    targets = batch.targets.to(fabric.device, non_blocking=True)
+    return Prepared((images, targets, batch.are_features, *known))
 
 
 def to_images(

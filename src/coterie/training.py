@@ -1,30 +1,37 @@
-"""One training from its inputs to its checkpoint, in this process or in another."""
+"""Trainings from their inputs to their checkpoints, in this process or in another."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from lightning_fabric import Fabric
 from torch import nn
 
 from coterie.checkpoint import Checkpoint, describe_architecture, load_model, save_checkpoint
 from coterie.config import Config, TrainConfig
 from coterie.data.dataset import MultiLabelDataset
-from coterie.data.loading import Batches, ResizedImages, plain_batches, training_batches
+from coterie.data.loading import Batches, EpochSampler, ImageBatches, ResizedImages, Views, plain_batches
 from coterie.data.transforms import make_augmentation
-from coterie.errors import CheckpointError
+from coterie.errors import CheckpointError, ConfigError, RunError
 from coterie.evaluation import EVALUATION_BATCH
+from coterie.features import Features
+from coterie.lockstep import Member, train_together
+from coterie.models.cut import Cut
 from coterie.models.factory import ModelFactory
+from coterie.models.inherit import inherit_weights
 from coterie.preparation import branch_weights
 from coterie.runfolder import Training, reset
 from coterie.seeding import derive_seed
 from coterie.tasks import ClassificationTask, DistillationTask, Task, classification_loss, distillation_loss
-from coterie.teachers import Branch
+from coterie.teachers import Branch, Teachers
 from coterie.teaching import Teaching
-from coterie.trainer import Data, Reporter, Trainer
+from coterie.trainer import Data, Reporter, Trainer, make_fabric
+from coterie.view_cache import FeatureBatches, TaughtBatches, ViewCache
+
+BASELINE, STUDENT = "baseline", "student"
 
 
 @dataclass(frozen=True)
@@ -34,6 +41,26 @@ class Job:
     training: Training
     settings: TrainConfig
     key: str
+
+
+# Of a training that could not be finished: its entry, and why.
+Failed = tuple[Training, RunError]
+
+
+def grouped(jobs: Sequence[Job], together: int, processes: int = 1) -> list[list[Job]]:
+    """The jobs in groups that can share their batches, up to `together` in each, and in no fewer groups than
+    there are `processes` to do them.
+    """
+    alike: dict[tuple[object, ...], list[Job]] = {}
+    for job in jobs:
+        settings = job.settings
+        of_batches = (settings.batch_size, settings.views, settings.start, settings.frozen)
+        alike.setdefault((job.training.name == STUDENT, *of_batches), []).append(job)
+    groups = []
+    for same in alike.values():
+        size = min(together, -(-len(same) // processes))
+        groups += [same[start : start + size] for start in range(0, len(same), size)]
+    return groups
 
 
 @dataclass(frozen=True)
@@ -48,38 +75,30 @@ class Workshop:
     fingerprint: str
 
     def train(
-        self, job: Job, fabric: Fabric, reporter: Reporter, teachers: Sequence[Training] = ()
-    ) -> Training:
-        """Train from the last finished epoch on, and leave the checkpoint: the manifest's new entry.
+        self, jobs: Sequence[Job], reporter: Reporter, manifest: Sequence[Training] = (), device: int = 0
+    ) -> Iterator[Training | Failed]:
+        """Train a group of `jobs` on the same batches, from their last finished epochs on, and leave their
+        checkpoints: the manifest's new entries, each as soon as it is finished.
 
-        `teachers`: those of the manifest, for the student.
+        `manifest`: all trainings of the run, for those that start from others or learn from them. `device`:
+        which of several GPUs.
         """
-        training, settings = job.training, job.settings
-        path = self.folder / training.name
-        seed = self._seed(training)
-        task, batches = self._task(job, seed, fabric, reporter, teachers)
-        trainer = Trainer(
-            task,
-            self._data(batches),
-            settings,
-            fabric,
-            path,
-            key=job.key,
-            seed=seed,
-            channels_last=self.config.channels_last,
-        )
-        images = len(trainer.data.training) * trainer.data.training.sampler.batch_size
-        with reporter.watch(training.name, settings.epochs, images, trainer.state.epoch) as watcher:
-            state = trainer.run(watcher)
-        model = trainer.task.model
+        group = _Group(self, jobs, reporter, manifest, device)
+        with group.watched() as members:
+            for member, error in train_together(list(members)):
+                job = members[member]
+                yield (job.training, error) if error is not None else self._finish(job, member.trainer)
+
+    def _finish(self, job: Job, trainer: Trainer) -> Training:
+        state, training, model = trainer.state, job.training, trainer.task.model
         model.load_state_dict(state.best_weights)
         checkpoint = save_checkpoint(
-            path,
+            self.folder / training.name,
             model,
             Checkpoint(
                 name=training.name,
                 class_names=training.class_names,
-                architecture=describe_architecture(self.factory),
+                architecture=describe_architecture(self.factory_of(job.settings)),
                 preprocessing=self.factory.preprocessing,
                 threshold=self.config.threshold,
                 metrics={"val_mAP": state.best_map, "best_epoch": state.best_epoch},
@@ -96,6 +115,10 @@ class Workshop:
             seconds=sum(line["seconds"] for line in state.history),
         )
 
+    def factory_of(self, settings: TrainConfig) -> ModelFactory:
+        """What builds the models of trainings with these settings."""
+        return replace(self.factory, shrink=settings.shrink)
+
     def branch(self, kind: str, teachers: Sequence[Training]) -> Branch:
         """The teachers of a branch, by the manifest; CheckpointError where one answers for other classes."""
         loaded = []
@@ -108,62 +131,148 @@ class Workshop:
             loaded.append((model, checkpoint.class_names))
         return Branch(loaded, self.dataset.class_names)
 
+
+class _Group:
+    """Trainings on the same batches: the model, the task and the trainer of each."""
+
+    def __init__(
+        self,
+        workshop: Workshop,
+        jobs: Sequence[Job],
+        reporter: Reporter,
+        manifest: Sequence[Training],
+        device: int,
+    ) -> None:
+        self.workshop = workshop
+        self.config, self.dataset = workshop.config, workshop.dataset
+        self.settings = jobs[0].settings  # what makes the batches is the same in all
+        self.is_student = jobs[0].training.name == STUDENT
+        self.reporter = reporter
+        self.manifest = manifest
+        self.fabric = make_fabric(self.config, device)
+        models = [self._model(job) for job in jobs]
+        data, teachers = self._data(self._frozen_part(models))
+        self.trainers = {}
+        for job, model in zip(jobs, models, strict=True):
+            self.trainers[job] = Trainer(
+                self._task(job, model, teachers),
+                data,
+                job.settings,
+                make_fabric(self.config, device),  # of its own: a scaler of gradients has a state
+                workshop.folder / job.training.name,
+                key=job.key,
+                seed=self._seed(job.training),
+                channels_last=self.config.channels_last,
+            )
+
+    @contextmanager
+    def watched(self) -> Iterator[dict[Member, Job]]:
+        """The members of the group, each with a watcher of its own."""
+        with ExitStack() as stack:
+            members = {}
+            for job, trainer in self.trainers.items():
+                training = trainer.data.training
+                images = len(training) * training.sampler.batch_size
+                watch = self.reporter.watch(
+                    job.training.name, job.settings.epochs, images, trainer.state.epoch
+                )
+                members[Member(trainer, stack.enter_context(watch))] = job
+            yield members
+
     def _seed(self, training: Training) -> int:
-        of_student = self.config.distill.seed if training.name == "student" else None
+        of_student = self.config.distill.seed if training.name == STUDENT else None
         return derive_seed(self.config.seed if of_student is None else of_student, training.name)
 
-    def _data(self, batches: Batches) -> Data:
-        validation = plain_batches(
-            self.images, self.dataset.indices("val"), EVALUATION_BATCH, self.config.data.workers
-        )
-        return Data(batches, validation, self.factory.preprocessing)
+    def _columns(self, training: Training) -> list[int]:
+        return [self.dataset.class_names.index(name) for name in training.class_names]
 
-    def _task(
-        self, job: Job, seed: int, fabric: Fabric, reporter: Reporter, teachers: Sequence[Training]
-    ) -> tuple[Task, Batches]:
-        """What a training optimises, and on which batches."""
-        class_names, settings = job.training.class_names, job.settings
-        model = self.factory.build(class_names, seed)
-        if job.training.name == "student":
-            return self._distillation(model, settings, seed, fabric, reporter, teachers)
-        columns = [self.dataset.class_names.index(name) for name in class_names]
-        augmentation, workers = make_augmentation(self.config.augment), self.config.data.workers
-        batches = training_batches(self.images, "train", settings.batch_size, augmentation, seed, workers)
-        return ClassificationTask(model, columns, classification_loss(settings)), batches
+    def _model(self, job: Job) -> nn.Module:
+        """A new model, with the weights that it starts from."""
+        training = job.training
+        model = self.workshop.factory_of(job.settings).build(training.class_names, self._seed(training))
+        if job.settings.start == "baseline":
+            baseline, _ = load_model(self.workshop.folder / BASELINE, self.workshop.factory.builder)
+            inherit_weights(model, baseline, self._columns(training), self.dataset.num_classes)
+        return model
 
-    def _distillation(
-        self,
-        model: nn.Module,
-        settings: TrainConfig,
-        seed: int,
-        fabric: Fabric,
-        reporter: Reporter,
-        teachers: Sequence[Training],
-    ) -> tuple[Task, Batches]:
-        """The student's task with its teachers; or without them, and batches that bring their logits."""
-        distill, weights = self.config.distill, branch_weights(self.config)
-        load = partial(self.branch, teachers=teachers)
-        teaching = Teaching(self.config, self.images, fabric, load, reporter)
-        cache, answering = None, None
-        if distill.is_cached(settings.epochs):
-            made_from = {"data": self.fingerprint, "architecture": describe_architecture(self.factory)}
-            hashes = {
-                kind: [
-                    (other.class_names, other.weights_sha256) for other in teachers if other.branch == kind
-                ]
-                for kind in weights
-            }
-            cache = teaching.cache(self.folder, made_from, hashes)
-            teaching.fill(cache, settings.epochs)
-        else:
-            answering = teaching.teachers(list(weights))
-        task = DistillationTask(
-            model,
-            answering,
-            list(weights.values()),
-            classification_loss(settings),
-            distillation_loss(distill),
-            distill.w,
-            self.dataset.num_classes,
+    def _frozen_part(self, models: Sequence[nn.Module]) -> Cut | None:
+        """The part that all models have frozen, on the device; ConfigError where they start differently."""
+        if (name := self.settings.frozen) is None:
+            return None
+        cuts = [Cut(model, name) for model in models]
+        if len({cut.sha256() for cut in cuts}) > 1:
+            raise ConfigError(
+                f"frozen={name}: the trainings start from different weights there; give the trained ones by "
+                "model.weights, model.pretrained or start=baseline"
+            )
+        cuts[0].freeze()
+        cuts[0].lower_part.to(self.fabric.device)
+        return cuts[0]
+
+    def _data(self, frozen_part: Cut | None) -> tuple[Data, Teachers | None]:
+        """The batches of the group; for a student also its teachers, unless batches bring their logits."""
+        config, settings, images = self.config, self.settings, self.workshop.images
+        indices, workers = images.dataset.indices, config.data.workers
+        # the student has views of its own: its teachers would know theirs by heart
+        role = STUDENT if self.is_student else "trainings"
+        views = Views(images, make_augmentation(config.augment), derive_seed(config.view_seed, role))
+        order = config.seed if config.distill.seed is None or not self.is_student else config.distill.seed
+        sampler = EpochSampler(
+            indices("train"),
+            settings.batch_size,
+            shuffle=True,
+            seed=derive_seed(order, role),
+            views=settings.views,
         )
-        return task, teaching.batches(settings.batch_size, seed, cache)
+        training: Batches = ImageBatches(views, sampler, workers)
+        validation = plain_batches(images, indices("val"), EVALUATION_BATCH, workers)
+        if frozen_part is not None:
+            features = Features(
+                config, self.workshop.folder, images, self.fabric, self.workshop.fingerprint, frozen_part
+            )
+            known = self._filled(features.cache("val", Views(images)), range(1))
+            validation = FeatureBatches(self.dataset.targets, validation.sampler, known)
+            # live teachers look at the images
+            if settings.views_come_again and (config.caches_logits or not self.is_student):
+                known = self._filled(features.cache("train", views), settings.distinct_views)
+                training = FeatureBatches(self.dataset.targets, sampler, known)
+        teachers = None
+        if self.is_student:
+            training, teachers = self._taught(training, views)
+        return Data(training, validation, self.workshop.factory.preprocessing), teachers
+
+    def _filled(self, cache: ViewCache, views: range) -> ViewCache:
+        missing = cache.missing(views)
+        if missing:
+            (store,) = cache.stores.values()
+            with self.reporter.watch("features", len(missing), store.shape[0]) as watcher:
+                cache.fill(missing, watcher.advance)
+        return cache
+
+    def _taught(self, batches: Batches, views: Views) -> tuple[Batches, Teachers | None]:
+        """The student's batches with its teachers' logits, or without them and the teachers."""
+        kinds = branch_weights(self.config)
+        load = partial(self.workshop.branch, teachers=self.manifest)
+        teaching = Teaching(self.config, views, self.fabric, load, self.reporter)
+        if not self.config.caches_logits:
+            return batches, teaching.teachers(list(kinds))
+        hashes = {
+            kind: [
+                (other.class_names, other.weights_sha256) for other in self.manifest if other.branch == kind
+            ]
+            for kind in kinds
+        }
+        architecture = describe_architecture(self.workshop.factory_of(self.config.teacher))
+        cache = teaching.cache(self.workshop.folder, self.workshop.fingerprint, architecture, hashes)
+        teaching.fill(cache)
+        return TaughtBatches(batches, cache), None
+
+    def _task(self, job: Job, model: nn.Module, teachers: Teachers | None) -> Task:
+        loss = classification_loss(job.settings)
+        if not self.is_student:
+            return ClassificationTask(model, self._columns(job.training), loss)
+        distill = self.config.distill
+        weights = list(branch_weights(self.config).values())
+        return DistillationTask(
+            model, teachers, weights, loss, distillation_loss(distill), distill.w, self.dataset.num_classes
+        )

@@ -29,6 +29,8 @@ from coterie.data.dataset import MultiLabelDataset
 from coterie.errors import ConfigError, RunError
 from coterie.pipeline import run
 from coterie.runfolder import RunFolder
+from coterie.teachers import Teachers
+from coterie.teaching import Teaching
 from coterie.trainer import Trainer
 from tests.tiny import RUN_WORDS, Net, make_dataset, write_table
 
@@ -60,10 +62,10 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     names: list[tuple[str, str]] = []
 
     class Recorded(Trainer):
-        def run(self, *arguments: Any) -> Any:
+        def __init__(self, *arguments: Any, **named: Any) -> None:
+            super().__init__(*arguments, **named)
             parts = self.folder.parts
             names.append((parts[parts.index("runs") + 1], self.folder.name))
-            return super().run(*arguments)
 
     monkeypatch.setattr(coterie.training, "Trainer", Recorded)
     return names
@@ -169,7 +171,7 @@ def test_a_killed_ablation_goes_on_and_ends_with_the_numbers_of_one_never_stoppe
 def test_ctrl_c_stops_the_whole_ablation(
     table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained: list[tuple[str, str]]
 ) -> None:
-    step, steps = Trainer._step, 0
+    step, steps = Trainer.step, 0
 
     def step_until_stopped(self: Trainer, *arguments: Any) -> Any:
         nonlocal steps
@@ -178,7 +180,7 @@ def test_ctrl_c_stops_the_whole_ablation(
             raise KeyboardInterrupt
         return step(self, *arguments)
 
-    monkeypatch.setattr(Trainer, "_step", step_until_stopped)
+    monkeypatch.setattr(Trainer, "step", step_until_stopped)
     with pytest.raises(KeyboardInterrupt):
         again(tmp_path / "ablation", table)
     assert [name for _, name in trained] == ["baseline", "co-occurrence-0"]
@@ -206,14 +208,14 @@ def test_a_damaged_training_in_the_store_is_done_again(
 def test_a_row_that_fails_is_reported_and_the_others_finish(
     table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step = Trainer._step
+    step = Trainer.step
 
     def diverge(self: Trainer, *arguments: Any) -> Any:
         if self.settings.lr == 0.5:
             raise ZeroDivisionError("no such luck")
         return step(self, *arguments)
 
-    monkeypatch.setattr(Trainer, "_step", diverge)
+    monkeypatch.setattr(Trainer, "step", diverge)
     own = [Row("broken", "broken", ("student.lr=0.5",)), Row("nan", "nan", ("student.lr=1e30",))]
     rows = ["baseline", "broken", "nan", "cgp"]
     out = tmp_path / "ablation"
@@ -346,3 +348,42 @@ def test_a_seed_that_stands_twice_is_refused(table: Path, tmp_path: Path) -> Non
 def test_by_default_there_are_three_seeds_from_the_setting_on(table: Path, tmp_path: Path) -> None:
     result = ablate(config(table, "seed=4"), ["baseline"], out=tmp_path / "a", plan_only=True)
     assert result.seeds == (4, 5, 6)
+
+
+def test_rows_share_what_their_teachers_say(
+    table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, ...]] = []
+    teachers = Teaching.teachers
+
+    def recorded(self: Teaching, kinds: Sequence[str]) -> Teachers:
+        asked.append(tuple(kinds))
+        return teachers(self, kinds)
+
+    monkeypatch.setattr(Teaching, "teachers", recorded)
+    out = tmp_path / "ablation"
+    ablate(config(table), ("cgp", "psd", "w"), (0,), values={"w": [0.1, 0.9]}, out=out)
+    # by the first student; the others, that of one branch too, find it on the disk
+    assert asked == [("co-occurrence", "dis-occurrence")]
+    asked.clear()
+    again = ablate(config(table), ("cgp", "psd", "w"), (0,), values={"w": [0.1, 0.3, 0.9]}, out=out)
+    assert asked == []
+    assert again.failures == ()
+
+
+def test_teachers_that_start_from_the_baseline_are_shared_and_planned(
+    table: Path, tmp_path: Path, trained: list[tuple[str, str]]
+) -> None:
+    out = tmp_path / "ablation"
+    chosen = config(table, "teacher.start=baseline")
+    plan = ablate(chosen, ("psd", "cgp-teachers"), (0,), out=out, plan_only=True)
+    assert plan.outcomes == ()
+    result = ablate(chosen, ("psd", "cgp-teachers"), (0,), out=out)
+    assert result.failures == ()
+    assert [name for _, name in trained] == [
+        *("baseline", "co-occurrence-0", "co-occurrence-1", "dis-occurrence-0", "dis-occurrence-1"),
+        "student",
+    ]
+    trained.clear()
+    ablate(chosen, ("psd", "w"), (0,), values={"w": [0.9]}, out=out)
+    assert [name for _, name in trained] == ["student"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -18,13 +19,14 @@ from coterie.config import Config, ModelConfig, changed_settings
 from coterie.data.check import without_images
 from coterie.data.dataset import MultiLabelDataset
 from coterie.errors import ConfigError, CoterieError, did_you_mean
+from coterie.files import content_hash
 from coterie.labels import Partition
 from coterie.models.factory import ModelBuilder, make_factory
 from coterie.pipeline import planned_trainings
 from coterie.preflight import describe_start, tried_model
 from coterie.preparation import branch_weights, make_partition, prepare_data, training_graph
 from coterie.progress import say
-from coterie.runfolder import RunFolder, Training, content_hash
+from coterie.runfolder import RunFolder, Training
 from coterie.stages import measured_models, training_key, training_settings
 from coterie.store import Store
 
@@ -173,24 +175,17 @@ class _Planner:
                 f"this run has no model '{row.model}'{hint or '; it has ' + ', '.join(models)}. "
                 "Choose rows with --rows, or change the settings"
             )
-        trainings = self._trainings(config)
         kinds = tuple(branch_weights(config)) if row.model == "student" else models[row.model]
-        teachers = [training for training in trainings if training.branch in kinds]
-        planned, learned, stored = [], [], []
-        for training in teachers:
-            key = self._key(config, training, ())
-            found = self.store.find(key)
-            planned.append(_planned(config, training, key, done=found is not None))
-            learned.append((training.name, key))
-            stored += [(training.name, found.weights_sha256)] if found else []
-        if not models[row.model]:
-            (training,) = [training for training in trainings if training.name == row.model]
-            done = self.store.find(self._key(config, training, stored)) is not None
-            # the key of a student has the weights of its teachers; before these are there, their keys stand
-            # for them
-            identity = self._key(config, training, learned)
-            planned.append(_planned(config, training, identity, done=done))
-        return tuple(planned)
+        starts_from_it = (kinds and config.teacher.start == "baseline") or (
+            row.model == "student" and config.student.start == "baseline"
+        )
+        chain = _Chain(functools.partial(self._key, config), self.store)
+        for training in self._trainings(config):
+            of_branch = training.branch in kinds
+            by_itself = not models[row.model] and training.name == row.model
+            if of_branch or by_itself or (training.name == "baseline" and starts_from_it):
+                chain.add(training, _forwards(config, training))
+        return tuple(chain.planned)
 
     def _trainings(self, config: Config) -> list[Training]:
         """The trainings of the run; the groups of a branch are made once for all rows."""
@@ -202,9 +197,9 @@ class _Planner:
             partitions[kind] = self.partitions[key]
         return planned_trainings(self.dataset.class_names, partitions)
 
-    def _key(self, config: Config, training: Training, teachers: Sequence[tuple[str, str]]) -> str:
+    def _key(self, config: Config, training: Training, others: Sequence[tuple[str, str]]) -> str:
         start = self.start(config.model, self.dataset.class_names)
-        return training_key(config, self.fingerprint, start, training, teachers)
+        return training_key(config, self.fingerprint, start, training, others)
 
 
 def run_name(config: Config, changed: Config) -> str:
@@ -254,13 +249,34 @@ def show_plan(plan: Plan, console: Console) -> None:
     )
 
 
-def _planned(config: Config, training: Training, identity: str, *, done: bool) -> PlannedTraining:
-    forwards = (
-        student_forwards(config)
-        if training.name == "student"
-        else PLAIN_STEP * training_settings(config, training).epochs
-    )
-    return PlannedTraining(training.name, identity, forwards, done)
+class _Chain:
+    """Trainings of a run one after the other, as some need the weights of those before them.
+
+    The key of such a one has those weights in it; before they are there, the keys of their trainings stand
+    for them.
+    """
+
+    def __init__(self, key: Callable[[Training, Sequence[tuple[str, str]]], str], store: Store) -> None:
+        self.planned: list[PlannedTraining] = []
+        self._key = key
+        self._store = store
+        self._identities: list[tuple[str, str]] = []
+        self._weights: list[tuple[str, str]] = []
+
+    def add(self, training: Training, forwards: int) -> None:
+        identity = self._key(training, self._identities)
+        found = self._store.find(self._key(training, self._weights))
+        self._identities.append((training.name, identity))
+        if found is not None:
+            self._weights.append((training.name, found.weights_sha256))
+        self.planned.append(PlannedTraining(training.name, identity, forwards, done=found is not None))
+
+
+def _forwards(config: Config, training: Training) -> int:
+    """What a training costs for each image, in forwards of the student's network."""
+    if training.name == "student":
+        return student_forwards(config)
+    return PLAIN_STEP * training_settings(config, training).epochs
 
 
 def _starts(builder: ModelBuilder | None) -> Callable[[ModelConfig, tuple[str, ...]], dict[str, Any]]:

@@ -61,7 +61,7 @@ def ablate(
         raise ConfigError(f"seed {twice[0]} stands twice; give each seed once")
     out = out or Path(f"{config.run_folder()}-ablation")
     store = store or out / "trainings"
-    config = config.model_copy(update={"out": None, "seed": seeds[0]})
+    config = _shared(config.model_copy(update={"out": None, "seed": seeds[0]}), out)
 
     @functools.lru_cache(maxsize=1)  # the data of one seed at a time: they may be large
     def read(seed: int) -> MultiLabelDataset:
@@ -103,6 +103,14 @@ def ablate(
         write_plot(result, out)
     show_report(result, out, console)
     return result
+
+
+def _shared(config: Config, out: Path) -> Config:
+    """What is computed once is kept where all rows find it: what teachers say to every view, and features."""
+    distill = config.distill
+    if distill.cache == "auto":
+        distill = distill.model_copy(update={"cache": "on"})
+    return config.model_copy(update={"distill": distill, "cache_dir": config.cache_dir or out})
 
 
 def _run_all(plan: Plan, do: Callable[[PlannedRun], Run], out: Path, console: Console) -> Ablation:

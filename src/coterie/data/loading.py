@@ -4,7 +4,8 @@ number is that of the epoch, unless views come again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from torchvision.transforms import v2
 
 from coterie.data.dataset import MultiLabelDataset, UnreadableImage
+from coterie.data.pixels import PixelStore
 from coterie.data.transforms import Preprocessing, to_pixels
 from coterie.seeding import derive_seed, seeded
 
@@ -32,17 +34,21 @@ class View(NamedTuple):
 
 class Batch(NamedTuple):
     """Pixels uint8 [B, 3, H, W], targets int8 [B, C], positions int64 [B] in the dataset; logits of R
-    branches of teachers float32 [R, B, C], where they are known.
+    branches of teachers float32 [R, B, C], where they are known. Where `are_features`, what a model's frozen
+    part makes of the pixels stands in their place.
     """
 
     pixels: Tensor
     targets: Tensor
     indices: Tensor
     teacher_logits: Tensor | None = None
+    are_features: bool = False
 
 
 class ResizedImages:
-    """The images of a dataset squashed to one size, kept in memory after their first use where they fit."""
+    """The images of a dataset squashed to one size: from memory after their first use where they fit, from
+    `stored` files where there are any, else decoded each time.
+    """
 
     def __init__(
         self,
@@ -50,9 +56,11 @@ class ResizedImages:
         preprocessing: Preprocessing,
         memory_gb: float = 0.0,
         shared: bool = False,
+        stored: PixelStore | None = None,
     ) -> None:
         self.dataset = dataset
         self.preprocessing = preprocessing
+        self.stored = stored
         side = preprocessing.image_size
         self._pixels: Tensor | None = None
         if self.fits(len(dataset), side, memory_gb):
@@ -69,11 +77,16 @@ class ResizedImages:
 
     def __getitem__(self, index: int) -> Image.Image:
         if self._pixels is None:
-            return self._decode(index)
+            return self._decode(index) if self.stored is None else Image.fromarray(self.stored[index])
         if not self._filled[index]:
             self._pixels[index] = torch.from_numpy(np.array(self._decode(index)))
             self._filled[index] = True
         return Image.fromarray(self._pixels[index].numpy())
+
+    def fill(self, advance: Callable[[int], object]) -> None:
+        """Write the files of `stored` images that are missing; `advance` is told how many are done."""
+        if self.stored is not None:
+            self.stored.fill(lambda index: np.array(self._decode(index)), advance)
 
     def _decode(self, index: int) -> Image.Image:
         return self.preprocessing.resize(self.dataset.load_image(index))
@@ -138,6 +151,10 @@ class EpochSampler(Sampler[list[ViewKey]]):
         """The number of the view that all images have in an epoch."""
         return epoch if self.views is None else epoch % self.views
 
+    def rows(self, indices: Tensor) -> npt.NDArray[np.int64]:
+        """Where the positions `indices` stand among all those of the sampler, which ascend."""
+        return np.searchsorted(self.indices, indices.numpy())
+
     def __len__(self) -> int:
         full, rest = divmod(len(self.indices), self.batch_size)
         return full if self.shuffle or rest == 0 else full + 1
@@ -151,11 +168,29 @@ class EpochSampler(Sampler[list[ViewKey]]):
             yield [(self.view(self.epoch), int(index)) for index in chosen]
 
 
-class Batches:
-    """An iterable of `Batch` whose epoch can be set; the positions it goes through are `indices`."""
+class Batches(ABC):
+    """What goes through the images of `indices` epoch by epoch, in batches."""
+
+    def __init__(self, sampler: EpochSampler) -> None:
+        self.sampler = sampler
+
+    @property
+    def indices(self) -> npt.NDArray[np.int64]:
+        return self.sampler.indices
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    @abstractmethod
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """The batches of one epoch; UnreadableImage where a picture has broken since it was checked."""
+
+
+class ImageBatches(Batches):
+    """Batches of pixels, made in this process or in `workers` others."""
 
     def __init__(self, views: Views, sampler: EpochSampler, workers: int = 0) -> None:
-        self.sampler = sampler
+        super().__init__(sampler)
         self._loader: DataLoader[View] = DataLoader(
             views,
             batch_sampler=sampler,
@@ -167,15 +202,7 @@ class Batches:
             generator=torch.Generator(),
         )
 
-    @property
-    def indices(self) -> npt.NDArray[np.int64]:
-        return self.sampler.indices
-
-    def __len__(self) -> int:
-        return len(self.sampler)
-
     def epoch(self, epoch: int) -> Iterator[Batch]:
-        """The batches of one epoch; UnreadableImage where a picture has broken since it was checked."""
         self.sampler.epoch = epoch
         for batch in self._loader:
             if isinstance(batch, UnreadableImage):
@@ -193,11 +220,11 @@ def training_batches(
 ) -> Batches:
     """Shuffled, augmented batches of a split."""
     sampler = EpochSampler(images.dataset.indices(split), batch_size, shuffle=True, seed=seed)
-    return Batches(Views(images, augmentation, seed), sampler, workers)
+    return ImageBatches(Views(images, augmentation, seed), sampler, workers)
 
 
 def plain_batches(
     images: ResizedImages, indices: npt.NDArray[np.int64], batch_size: int, workers: int = 0
 ) -> Batches:
     """The images at `indices`, each once and in that order, without augmentation."""
-    return Batches(Views(images), EpochSampler(indices, batch_size), workers)
+    return ImageBatches(Views(images), EpochSampler(indices, batch_size), workers)

@@ -43,10 +43,13 @@ BUILD_ERRORS = (TypeError, KeyError, ValueError, AssertionError, AttributeError,
 
 @dataclass(frozen=True)
 class ModelFactory:
-    """Builds one architecture for any classes: baseline, teachers and student differ in the head alone."""
+    """Builds one architecture for any classes: baseline, teachers and student differ in the head alone, and
+    in the size to which they `shrink` their images.
+    """
 
     settings: ModelConfig
     builder: ModelBuilder | None = field(default=None)
+    shrink: int | None = None
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -62,6 +65,8 @@ class ModelFactory:
         """A new model with one logit for each class; its random weights depend on `seed` alone."""
         with seeded(seed, "weights"):
             if self.builder is not None:
+                if self.shrink is not None:
+                    raise ConfigError("shrink does not reach your own model; do that in its builder")
                 return _build_own(self.builder, class_names)
             words = self.read_word_vectors(class_names)
             backbone, num_features = self._backbone()
@@ -70,7 +75,7 @@ class ModelFactory:
                 feature_map = self._without_pooling(backbone, num_features)
             vectors = None if words is None else words.vectors
             head = build_head(self.settings, num_features, len(class_names), vectors)
-            model = Classifier(backbone, head, self.settings.drop_rate, feature_map)
+            model = Classifier(backbone, head, self.settings.drop_rate, feature_map, self.shrink)
         if self.settings.weights is not None:
             self.load_weights(model)
         return model

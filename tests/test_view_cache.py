@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from coterie.array_store import HEADER_BYTES, Array, ArrayStore
 from coterie.errors import RunError
-from coterie.teacher_cache import HEADER_BYTES, BranchLogits, Logits, TeacherCache
+from coterie.view_cache import ViewCache
 
 ROWS, CLASSES = 7, 3
 INPUTS = {"teachers": ["a", "b"]}
@@ -26,7 +27,7 @@ KINDS = ("co-occurrence", "dis-occurrence")
 FORK = multiprocessing.get_context("fork")
 
 
-def logits_of(view: int, kind: str) -> Logits:
+def logits_of(view: int, kind: str) -> Array:
     """What the teachers of these tests say."""
     rng = np.random.default_rng([view, KINDS.index(kind)])
     return rng.normal(size=(ROWS, CLASSES)).astype(np.float32)
@@ -40,10 +41,10 @@ class Lessons:
         self.asked: list[int] = []
         self.during = during
 
-    def teach(self, kinds: tuple[str, ...]) -> Callable[[int], Iterator[Logits]]:
+    def teach(self, kinds: tuple[str, ...]) -> Callable[[int], Iterator[Array]]:
         self.loaded.append(kinds)
 
-        def answer(view: int) -> Iterator[Logits]:
+        def answer(view: int) -> Iterator[Array]:
             self.asked.append(view)
             for start in (0, 4):
                 yield np.stack([logits_of(view, kind)[start : start + 4] for kind in kinds])
@@ -53,16 +54,21 @@ class Lessons:
         return answer
 
 
-def branch(folder: Path, kind: str = KINDS[0], **changes: Any) -> BranchLogits:
+def branch(folder: Path, kind: str = KINDS[0], **changes: Any) -> ArrayStore:
     values: dict[str, Any] = {"inputs": INPUTS | {"kind": kind}, "shape": (ROWS, CLASSES)} | changes
-    return BranchLogits(folder, **values)
+    return ArrayStore(folder, **values)
 
 
-def cache(folder: Path, lessons: Lessons, *kinds: str) -> TeacherCache:
-    return TeacherCache({kind: branch(folder, kind) for kind in kinds or KINDS}, lessons.teach)
+def cache(folder: Path, lessons: Lessons, *kinds: str) -> ViewCache:
+    return ViewCache(
+        {kind: branch(folder, kind) for kind in kinds or KINDS},
+        lessons.teach,
+        what="the teachers' logits",
+        remedy="Choose another with cache_dir=…",
+    )
 
 
-def write(stored: BranchLogits, view: int, logits: Logits) -> None:
+def write(stored: ArrayStore, view: int, logits: Array) -> None:
     with stored.locked(view, wait=False), stored.writing(view) as put:
         put(logits)
 
@@ -116,8 +122,13 @@ def test_float16_rounds_by_no_more_than_it_says(tmp_path: Path) -> None:
 @pytest.mark.parametrize("value", [np.nan, np.inf, 70000.0])
 def test_logits_that_cannot_be_stored_are_an_error(tmp_path: Path, value: float) -> None:
     stored = branch(tmp_path, dtype="float16")
-    with pytest.raises(RunError, match="not finite, or do not fit float16"):
-        write(stored, 0, np.full((ROWS, CLASSES), value, dtype=np.float32))
+
+    def make(_: tuple[str, ...]) -> Callable[[int], Iterator[Array]]:
+        return lambda _: iter([np.full((1, ROWS, CLASSES), value, dtype=np.float32)])
+
+    asked = ViewCache({KINDS[0]: stored}, make, what="the features", remedy="Use another precision")
+    with pytest.raises(RunError, match=r"the features cannot be kept: .*do not fit float16\. Use another"):
+        asked.fill([0])
     assert stored.read(0) is None
     assert remains(tmp_path) == []
 
@@ -140,7 +151,7 @@ def flip(path: Path, position: int) -> None:
         lambda path: flip(path, HEADER_BYTES),
         lambda path: flip(path, path.stat().st_size - 1),
         lambda path: path.unlink(),
-        lambda path: shutil.copyfile(path.with_name("view-0001.bin"), path),
+        lambda path: shutil.copyfile(path.with_name("0001.bin"), path),
     ],
     ids=[
         *("shorter", "longer", "empty", "half a header", "zeros", "another header", "a bit at the start"),

@@ -1,0 +1,88 @@
+"""The resized images of a dataset on the disk: decoded once, for every training of their size."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from coterie.array_store import Array, ArrayStore, check_room
+from coterie.errors import RunError
+
+PIXELS_FOLDER = "pixels"
+# A file of so many images is read whole once, to be checked, and mapped from then on.
+IMAGES_A_FILE = 512
+WHAT = "the resized images"
+REMEDY = "Choose another place with cache_dir=…, or data.disk_cache_gb=0"
+
+
+class PixelStore:
+    """Squares of `side` pixels, uint8 [side, side, 3], of the images that `fingerprint` stands for."""
+
+    def __init__(self, folder: Path, fingerprint: str, images: int, side: int) -> None:
+        inputs = {"data": fingerprint, "versions": {"pillow": version("pillow")}}
+        self.images = images
+        self.store = ArrayStore(folder, inputs, (IMAGES_A_FILE, side, side, 3), "uint8")
+        self._files: dict[int, Array] = {}
+
+    @property
+    def nbytes(self) -> int:
+        """The size of all files."""
+        return len(self._numbers) * self.store.nbytes
+
+    def fill(self, decode: Callable[[int], npt.NDArray[np.uint8]], advance: Callable[[int], object]) -> None:
+        """Write the files that are missing, damaged or of other images; `decode` gives one image.
+
+        What another process writes is waited for. RunError where the disk cannot hold them; the files before
+        are kept then. Raises what `decode` raises.
+        """
+        folder = self.store.folder.parent
+        missing = [number for number in self._numbers if self.store.read(number) is None]
+        check_room(folder, len(missing) * self.store.nbytes, WHAT, REMEDY)
+        try:
+            with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # Pillow lets go of the lock
+                for number in missing:
+                    with self.store.locked(number, wait=True):
+                        if self.store.read(number) is None:
+                            self._write(number, decode, pool)
+                    advance(IMAGES_A_FILE)
+        except OSError as error:
+            reason = error.strerror or error
+            raise RunError(f"{WHAT} cannot be written to {folder}: {reason}. {REMEDY}") from error
+
+    def __getitem__(self, index: int) -> npt.NDArray[np.uint8]:
+        """The image at a position; RunError where its file is not what was written."""
+        number, row = divmod(index, IMAGES_A_FILE)
+        if number not in self._files:
+            found = self.store.read(number)
+            if found is None:
+                raise RunError(
+                    f"{WHAT} in {self.store.path(number)} are damaged; start the run again, it mends them"
+                )
+            self._files[number] = found
+        image: npt.NDArray[np.uint8] = self._files[number][row]
+        return image
+
+    def __getstate__(self) -> dict[str, object]:
+        """Without the files that this process has mapped: another maps its own."""
+        return vars(self) | {"_files": {}}
+
+    def _write(
+        self, number: int, decode: Callable[[int], npt.NDArray[np.uint8]], pool: ThreadPoolExecutor
+    ) -> None:
+        first = number * IMAGES_A_FILE
+        indices = range(first, min(first + IMAGES_A_FILE, self.images))
+        with self.store.writing(number) as put:
+            for image in pool.map(decode, indices):
+                put(image[None])
+            if len(indices) < IMAGES_A_FILE:
+                put(np.zeros((IMAGES_A_FILE - len(indices), *self.store.shape[1:]), dtype=np.uint8))
+
+    @property
+    def _numbers(self) -> range:
+        return range(-(-self.images // IMAGES_A_FILE))

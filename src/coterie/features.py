@@ -1,0 +1,95 @@
+"""What the frozen part of a model makes of the images, on the disk, for every training with that part."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+
+from coterie.array_store import Array, ArrayStore
+from coterie.config import Config
+from coterie.data.loading import EpochSampler, ImageBatches, ResizedImages, Views
+from coterie.models.cut import Cut
+from coterie.trainer import to_images
+from coterie.view_cache import ViewCache
+
+FEATURES_FOLDER = "features"
+# The same for every training, so that what is stored does not depend on who asked for it first.
+FEATURE_BATCH = 64
+# Other versions of these may give other pixels, or round otherwise.
+VERSIONS = ("torch", "torchvision", "timm", "numpy", "pillow")
+
+
+def describe_views(config: Config, views: Views, fabric: Fabric, fingerprint: str) -> dict[str, Any]:
+    """All that decides which pixels the views have, and how a model computes."""
+    plain = views.augmentation is None
+    return {
+        "data": fingerprint,
+        "preprocessing": asdict(views.images.preprocessing),
+        "augment": None if plain else config.augment.model_dump(mode="json", exclude={"view_seed"}),
+        "view_seed": None if plain else views.seed,
+        "precision": config.precision,
+        "channels_last": config.channels_last,
+        "device": fabric.device.type,
+        "versions": {name: version(name) for name in VERSIONS},
+    }
+
+
+@dataclass(frozen=True)
+class Features:
+    """The features of the frozen part `cut` of a run's models, for the images of one split."""
+
+    config: Config
+    run: Path
+    images: ResizedImages
+    fabric: Fabric
+    fingerprint: str
+    cut: Cut
+
+    def cache(self, split: str, views: Views) -> ViewCache:
+        """The features [N, ...], float16, of the split's images in each of their `views`."""
+        indices = self.images.dataset.indices(split)
+        inputs = describe_views(self.config, views, self.fabric, self.fingerprint)
+        inputs |= {"split": split, "frozen": self.cut.sha256()}
+        store = ArrayStore(
+            features_folder(self.config, self.run), inputs, (len(indices), *self.shape), "float16"
+        )
+
+        def make(_: tuple[str, ...]) -> Callable[[int], Iterator[Array]]:
+            return lambda view: self._features(views, EpochSampler(indices, FEATURE_BATCH), view)
+
+        return ViewCache(
+            {"features": store},
+            make,
+            what="the features of the frozen part",
+            remedy="Choose another place with cache_dir=…, or fewer train.views",
+        )
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """That of the features of one image."""
+        side = self.images.preprocessing.image_size
+        return tuple(self._lower(torch.zeros(1, 3, side, side, device=self.fabric.device)).shape[1:])
+
+    def _features(self, views: Views, sampler: EpochSampler, view: int) -> Iterator[Array]:
+        for batch in ImageBatches(views, sampler, self.config.data.workers).epoch(view):
+            images = to_images(batch.pixels, self.images.preprocessing, self.fabric, self._memory_format)
+            yield self._lower(images).float().cpu().numpy()[None]
+
+    def _lower(self, images: torch.Tensor) -> torch.Tensor:
+        with self.fabric.autocast():
+            return self.cut.lower(images)
+
+    @property
+    def _memory_format(self) -> torch.memory_format:
+        return torch.channels_last if self.config.channels_last else torch.contiguous_format
+
+
+def features_folder(config: Config, run: Path) -> Path:
+    """Where the features are kept."""
+    return (config.cache_dir or run) / FEATURES_FOLDER
