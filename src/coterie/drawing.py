@@ -65,11 +65,12 @@ def draw_partitions(graph: CooccurrenceGraph | Floats, partitions: Sequence[Part
         order = [sorted(group, key=lambda label: -counts[label]) for group in partition.groups]
         left = number * (SIDE + 2 * room) + room
         axes = figure.add_axes((left / width, room / height, SIDE / width, SIDE / height))
+        pad = 12.0
         if c <= MOST_ON_A_CIRCLE:
             _draw_circle(axes, affinity, partition, order, counts)
+            pad = _room(partition) * 72  # over the names
         else:
             _draw_matrix(axes, affinity, partition, order)
-        pad = _room(partition) * 72 if c <= MOST_ON_A_CIRCLE else 12
         _text(axes.set_title, _description(partition), fontsize=13, pad=pad)
     return figure
 

@@ -116,6 +116,26 @@ def test_a_layer_that_runs_twice_is_told() -> None:
         find_layer(model, noise(side=16), "1")
 
 
+class Aside(nn.Module):
+    """A convolution that the logits do not depend on, beside one that they do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used, self.unused = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.used(images)
+        self.unused(images)
+        logits: Tensor = features.mean(dim=(2, 3))
+        return logits
+
+
+def test_a_layer_that_the_logits_do_not_depend_on_is_left_out_or_told() -> None:
+    assert find_layer(Aside(), noise(side=16)).name == "used"
+    with pytest.raises(ConfigError, match="the logits have no gradient with respect to layer 'unused'"):
+        find_layer(Aside(), noise(side=16), "unused")
+
+
 def test_a_model_without_a_map_is_told() -> None:
     with pytest.raises(ConfigError, match="no layer of the model gives a map of the picture"):
         find_layer(nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 4)), noise(side=16))

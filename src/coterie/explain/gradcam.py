@@ -41,7 +41,10 @@ def find_layer(model: nn.Module, images: Tensor, name: str | None = None) -> Lay
                 hooks.callback(module.register_forward_hook(hook).remove)
         total = model(images.detach().requires_grad_()).sum()
     if name is not None:
-        return _named(name, [output for _, output in outputs])
+        layer, output = _named(name, [output for _, output in outputs])
+        if not (total.requires_grad and output.requires_grad) or _gradients(total, [output]) == [None]:
+            raise ConfigError(f"the logits have no gradient with respect to layer '{name}'; name another")
+        return layer
     times = Counter(key for key, _ in outputs)
     found = {
         Layer(key, grid): output
@@ -55,13 +58,13 @@ def find_layer(model: nn.Module, images: Tensor, name: str | None = None) -> Lay
             "no layer of the model gives a map of the picture, with more than one position and with "
             "gradients; a larger image may help, or name a layer"
         )
-    gradients = torch.autograd.grad(total, list(found.values()), allow_unused=True, materialize_grads=True)
-    used = [
-        layer
-        for layer, gradient in zip(found, gradients, strict=True)
-        if bool(layer.grid.to_map(gradient).count_nonzero())
-    ]
-    return (used or list(found))[-1]
+    gradients = zip(found, _gradients(total, list(found.values())), strict=True)
+    reached = [(layer, gradient) for layer, gradient in gradients if gradient is not None]
+    if not reached:
+        raise ConfigError("the logits depend on no layer that gives a map of the picture; name a layer")
+    # in the last block of a transformer, what becomes of the patches may not reach the logits
+    used = [layer for layer, gradient in reached if bool(layer.grid.to_map(gradient).count_nonzero())]
+    return used[-1] if used else reached[-1][0]
 
 
 def grad_cam(model: nn.Module, layer: Layer, image: Tensor, columns: Sequence[int]) -> Tensor:
@@ -99,11 +102,17 @@ def _map_of(module: nn.Module, output: Tensor) -> Grid | None:
     return grid if grid.prefix_tokens is None or "norm" in type(module).__name__.lower() else None
 
 
-def _named(name: str, outputs: Sequence[object]) -> Layer:
+def _gradients(total: Tensor, outputs: list[Tensor]) -> list[Tensor | None]:
+    """Of `total` with respect to each output; None where it does not depend on it."""
+    return list(torch.autograd.grad(total, outputs, allow_unused=True))
+
+
+def _named(name: str, outputs: Sequence[object]) -> tuple[Layer, Tensor]:
     if len(outputs) != 1:
         raise ConfigError(f"layer '{name}' runs {len(outputs)} times for a picture; name one that runs once")
-    grid = grid_of(outputs[0])
-    if grid is None:
-        shape = list(getattr(outputs[0], "shape", ())) or type(outputs[0]).__name__
+    (output,) = outputs
+    grid = grid_of(output)
+    if grid is None or not isinstance(output, Tensor):
+        shape = list(getattr(output, "shape", ())) or type(output).__name__
         raise ConfigError(f"layer '{name}' gives no map of the picture, but {shape}; name another")
-    return Layer(name, grid)
+    return Layer(name, grid), output
