@@ -16,6 +16,8 @@ from tests.models.heads.test_heads import SMALL
 
 # What could break a table, a page or a file, and a plain one.
 NAMES = ("cat, \"dog\" & 'co'", "<b>bold</b>", "été 猫", "a|b\\`*_", "plain")
+THRESHOLDS = (0.4, 0.3, 0.5, 0.45, 0.6)
+TEMPERATURE = 1.7
 HEADS = ("linear", "csra", "ml-decoder", "query2label", "transformer", "transformer-words")
 
 
@@ -37,9 +39,11 @@ def save_small(
         class_names=NAMES,
         architecture=describe_architecture(factory),
         preprocessing=factory.preprocessing,
-        threshold=0.4,
+        threshold=0.5,
         metrics={},
         config={},
+        thresholds=THRESHOLDS,
+        temperature=TEMPERATURE,
     )
     save_checkpoint(folder, model, checkpoint)
     return folder
@@ -50,7 +54,7 @@ def small_predictor(folder: Path, head: str = "linear", **changes: Any) -> Predi
 
 
 def spread_logits(model: torch.nn.Module, side: int) -> None:
-    """Weights anew until pictures differ in their scores: random networks often say the same of everything."""
+    """Weights anew, for scores of different pictures to differ: fresh networks say the same of everything."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():

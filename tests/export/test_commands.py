@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from coterie.pipeline import Run
 from coterie.predictor import load_classifier
 from tests.export.making import NAMES, save_small
 from tests.export.test_hub import FakeApi, hub  # noqa: F401  (a fixture)
@@ -57,8 +58,7 @@ def test_what_export_cannot_do_is_one_message(
         assert_refused(outcome)
         return outcome.error
 
-    assert "--out" in refused(checkpoint, "--out", tmp_path)
-    assert "names a folder" not in refused(checkpoint, "--out", tmp_path)
+    assert f"--out {tmp_path} is a folder; name a file" in refused(checkpoint, "--out", tmp_path)
     assert "--check is for onnx and torch" in refused(
         checkpoint, "--to", "hub", "--check", tmp_path, "--out", tmp_path / "hub"
     )
@@ -74,10 +74,10 @@ def test_what_export_cannot_do_is_one_message(
 
 def test_an_own_model_is_exported_with_its_builder(
     coterie_command: Command,  # noqa: F811
-    finished_run: object,
+    finished_run: Run,
     tmp_path: Path,
 ) -> None:
-    folder = finished_run.folder  # type: ignore[attr-defined]
+    folder = finished_run.folder
     assert_refused(coterie_command("export", folder, "--out", tmp_path / "m.onnx"), "--model module:function")
     assert coterie_command("export", folder, *OWN_MODEL, "--out", tmp_path / "m.onnx").status == 0
     assert (tmp_path / "m.onnx").is_file()

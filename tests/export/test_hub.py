@@ -19,8 +19,7 @@ from coterie.errors import CheckpointError, ConfigError, ExportError
 from coterie.export import push_to_hub, write_hub_folder
 from coterie.pipeline import Run
 from coterie.predictor import load_classifier
-from tests.export.making import NAMES, save_small
-from tests.tiny import Net
+from tests.export.making import NAMES, THRESHOLDS, save_small
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +43,9 @@ def tables_of(text: str) -> list[list[list[str]]]:
         elif token.type == "tr_open":
             tables[-1].append([])
         elif token.type == "inline" and tables and token.level > 2:
-            assert all(child.type in ("text", "text_special") for child in token.children or ()), token.content
+            assert all(child.type in ("text", "text_special") for child in token.children or ()), (
+                token.content
+            )
             tables[-1][-1].append("".join(child.content for child in token.children or ()))
     return tables
 
@@ -70,7 +71,7 @@ def test_config_json_has_the_classes_as_other_tools_look_for_them(checkpoint: Pa
     content = json.loads((tmp_path / "hub" / "config.json").read_text(encoding="utf-8"))
     assert content["id2label"] == {str(number): name for number, name in enumerate(NAMES)}
     assert content["problem_type"] == "multi_label_classification"
-    assert content["thresholds"] == [0.4] * 5
+    assert content["thresholds"] == list(THRESHOLDS)
     assert content["architecture"]["name"] == "squeezenet"
 
 
@@ -97,7 +98,7 @@ def test_class_names_break_no_card(checkpoint: Path, tmp_path: Path) -> None:
     head, text = card_of(tmp_path / "hub")
     assert "license" not in head
     classes = tables_of(text)[-1]
-    assert classes[1:] == [[name, "0.400"] for name in NAMES]
+    assert classes[1:] == [[name, f"{limit:.3f}"] for name, limit in zip(NAMES, THRESHOLDS, strict=True)]
     assert "Metrics" not in text  # there is no run around this checkpoint
 
 
@@ -109,7 +110,9 @@ def test_nothing_tells_where_it_was_trained(finished_run: Run, tmp_path: Path) -
     after = read_checkpoint(tmp_path / "hub")
     assert after.config["data"]["source"] == "labels.csv"
     assert after.config["train"] == before.config["train"]
-    assert before.config["data"]["source"] == str(finished_run.config.data.source)  # the original is as it was
+    assert before.config["data"]["source"] == str(
+        finished_run.config.data.source
+    )  # the original is as it was
 
 
 def test_a_folder_that_holds_something_is_left_alone(checkpoint: Path, tmp_path: Path) -> None:
@@ -169,7 +172,9 @@ def test_push_makes_the_repository_and_puts_the_folder_there(checkpoint: Path, h
 
 @pytest.mark.parametrize("name", ["toys", "ann/toys/x", "ann/", "ann toys/x", "../ann/toys"])
 def test_a_name_that_is_none_of_the_hub_is_refused(name: str, checkpoint: Path, hub: type[FakeApi]) -> None:
-    with pytest.raises(ConfigError, match=rf"'{re.escape(name)}' is no name on the Hub; write it as user/mod"):
+    with pytest.raises(
+        ConfigError, match=rf"'{re.escape(name)}' is no name on the Hub; write it as user/mod"
+    ):
         push_to_hub(checkpoint, name)
     assert hub.calls == []
 
@@ -181,13 +186,13 @@ def test_what_the_hub_refuses_is_one_message(
         raise OSError("401 Client Error.\nRequest id …")
 
     monkeypatch.setattr(hub, "create_repo", refuse)
-    with pytest.raises(ExportError, match=r"ann/toys cannot be put on the Hub: 401 Client Error\. Log in with"):
+    with pytest.raises(
+        ExportError, match=r"ann/toys cannot be put on the Hub: 401 Client Error\. Log in with"
+    ):
         push_to_hub(checkpoint, "ann/toys")
 
 
-def test_a_model_of_the_hub_is_loaded_by_its_name(
-    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_model_of_the_hub_is_loaded_by_its_name(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, str | None, list[str]]] = []
 
     def snapshot(repo_id: str, *, revision: str | None, allow_patterns: list[str]) -> str:
@@ -206,11 +211,13 @@ def test_a_model_that_cannot_be_had_is_one_message(monkeypatch: pytest.MonkeyPat
         raise OSError("no network.")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
-    with pytest.raises(CheckpointError, match="hf://ann/toys cannot be had from the Hub: no network$"):
+    with pytest.raises(CheckpointError, match=r"hf://ann/toys cannot be had from the Hub: no network$"):
         load_classifier("hf://ann/toys")
 
 
 def test_without_the_extra_the_installation_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(coterie.extras, "find_spec", lambda _name: None)
-    with pytest.raises(ConfigError, match=r"hf://ann/toys needs huggingface_hub: pip install 'coterie\[hub\]'"):
+    with pytest.raises(
+        ConfigError, match=r"hf://ann/toys needs huggingface_hub: pip install 'coterie\[hub\]'"
+    ):
         load_classifier("hf://ann/toys")

@@ -14,7 +14,7 @@ import torch
 from coterie.errors import ConfigError, ExportError
 from coterie.export import export_program
 from coterie.predictor import Predictor
-from tests.export.making import HEADS, NAMES, scores_of, small_predictor
+from tests.export.making import HEADS, NAMES, THRESHOLDS, scores_of, small_predictor
 
 # Scores of the pixels in an npy file, where coterie and timm cannot be imported.
 ELSEWHERE = """
@@ -40,7 +40,7 @@ def test_a_program_gives_the_scores_of_the_checkpoint_in_batches_of_any_size(
         pixels = np.random.default_rng(2).integers(0, 256, (count, 3, 64, 64), np.uint8)
         scores, labels = module(torch.from_numpy(pixels))
         np.testing.assert_allclose(scores.detach(), scores_of(predictor, pixels), atol=1e-5)
-        assert labels.tolist() == (scores > 0.4).tolist()
+        assert labels.tolist() == (scores > torch.tensor(THRESHOLDS)).tolist()
 
 
 def test_a_program_runs_where_we_are_not_installed(tmp_path: Path) -> None:
@@ -53,7 +53,7 @@ def test_a_program_runs_where_we_are_not_installed(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     scores, labels, names = json.loads(done.stdout)
     np.testing.assert_allclose(scores, scores_of(predictor, pixels), atol=1e-5)
-    assert labels == (np.array(scores) > 0.4).tolist()
+    assert labels == (np.array(scores) > THRESHOLDS).tolist()
     assert names == list(NAMES)
 
 

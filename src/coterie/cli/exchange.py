@@ -88,9 +88,11 @@ def export(
 
     if to is ExportForm.HUB:
         if check:
-            raise ConfigError("the folder for the Hub holds the same weights: --check is for onnx and torch")
+            raise ConfigError("--check is for onnx and torch: the folder for the Hub holds the same weights")
         write_hub_folder(find_checkpoint(path), out, license)
-        typer.echo(f"{out} holds the checkpoint and its model card; `coterie push {path} user/model` uploads it")
+        typer.echo(
+            f"{out} holds the checkpoint and a model card; `coterie push {path} user/model` uploads them"
+        )
         return
     if license is not None:
         raise ConfigError("--license is for the model card of --to hub")
@@ -109,7 +111,7 @@ def export(
 @app.command()
 def push(
     path: Trained,
-    name: Annotated[str, typer.Argument(metavar="USER/MODEL", help="The repository, made where it is missing.")],
+    name: Annotated[str, typer.Argument(metavar="USER/MODEL", help="The repository; made if need be.")],
     private: Annotated[bool, typer.Option("--private", help="Make it a private one.")] = False,
     license: License = None,
     message: Annotated[str | None, typer.Option(help="What the commit says.")] = None,

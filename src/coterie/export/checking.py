@@ -11,7 +11,6 @@ import numpy.typing as npt
 
 from coterie.data.dataset import open_image
 from coterie.errors import ExportError
-from coterie.export.model import decision_rule
 from coterie.predictor import Predictor
 
 # How far a score may be from that of the checkpoint. Float32 in another order of additions moves it by 1e-6.
@@ -95,7 +94,6 @@ def _difference(
             f"{scores[row, column]:.6f}, that of the checkpoint {expected[row, column]:.6f}, and they may "
             f"differ by {tolerance:g} (--tolerance). Nothing was written"
         )
-    _, thresholds = decision_rule(predictor.checkpoint)
-    if (labels != (scores > np.asarray(thresholds, np.float32))).any():
+    if (labels != (scores > np.asarray(predictor.thresholds, np.float32))).any():
         raise ExportError("the exported model gives labels that its own scores and thresholds do not")
     return largest

@@ -25,7 +25,6 @@ from coterie.checkpoint import (
 )
 from coterie.config import validate_config
 from coterie.errors import CheckpointError, ConfigError, ExportError
-from coterie.export.model import decision_rule
 from coterie.extras import need_extra
 from coterie.files import atomic_write, file_sha256
 from coterie.predictor import HUB_NAME
@@ -74,8 +73,8 @@ def write_hub_folder(
 def push_to_hub(
     folder: Path, name: str, *, private: bool = False, license: str | None = None, message: str | None = None
 ) -> str:
-    """Put the checkpoint in `folder` into the repository `name` ("user/model") of the Hub, which is made where
-    it is missing; its address. Needs a token: `hf auth login`, or HF_TOKEN.
+    """Put the checkpoint in `folder` into the repository `name` ("user/model") of the Hub, made if need be;
+    the address. Needs a token: `hf auth login`, or HF_TOKEN.
     """
     need_extra("hub", "the Hugging Face Hub", "huggingface_hub")
     from huggingface_hub import HfApi
@@ -95,8 +94,8 @@ def push_to_hub(
             )
         except (OSError, ValueError) as error:  # those of the Hub and of the network are OSErrors
             raise ExportError(
-                f"{name} cannot be put on the Hub: {_first_line(error)}. Log in with `hf auth login`, and see "
-                "that the name begins with your own or your organisation's"
+                f"{name} cannot be put on the Hub: {_first_line(error)}. Log in with `hf auth login`, and "
+                "see that the name begins with your own or your organisation's"
             ) from None
     return str(address)
 
@@ -104,7 +103,6 @@ def push_to_hub(
 def hub_config(checkpoint: Checkpoint) -> dict[str, Any]:
     """The content of config.json: what the Hub and other tools look for, by the names that they know."""
     names = checkpoint.class_names
-    temperature, thresholds = decision_rule(checkpoint)
     return {
         "library_name": "coterie",
         "coterie_version": version("coterie"),
@@ -114,8 +112,8 @@ def hub_config(checkpoint: Checkpoint) -> dict[str, Any]:
         "num_labels": len(names),
         "id2label": dict(enumerate(names)),
         "label2id": {name: number for number, name in enumerate(names)},
-        "thresholds": thresholds,
-        "temperature": temperature,
+        "thresholds": checkpoint.class_thresholds(),
+        "temperature": checkpoint.temperature,
         **asdict(checkpoint.preprocessing),
     }
 
@@ -134,14 +132,13 @@ def model_card(
     }
     if license is not None:
         head["license"] = license
-    _, thresholds = decision_rule(checkpoint)
     environment = Environment(
         loader=PackageLoader("coterie.export"),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
-        autoescape=False,  # noqa: S701 (it is Markdown; names go through `cell`)
+        autoescape=False,  # it is Markdown: names go through `cell`
     )
     environment.filters["cell"] = _cell
     return environment.get_template("card.md").render(
@@ -152,7 +149,7 @@ def model_card(
         settings=_settings(checkpoint),
         metrics=SHOWN_METRICS,
         measured=measured,
-        classes=list(zip(checkpoint.class_names, thresholds, strict=True)),
+        classes=list(zip(checkpoint.class_names, checkpoint.class_thresholds(), strict=True)),
         coterie_version=version("coterie"),
     )
 
@@ -179,7 +176,9 @@ def _measured(folder: Path, checkpoint: Checkpoint) -> dict[str, dict[str, Any]]
     try:
         content = json.loads((folder.resolve().parent / METRICS_FILE).read_text(encoding="utf-8"))
         splits = content["splits"]
-        return {split: models[checkpoint.name] for split, models in splits.items() if checkpoint.name in models}
+        return {
+            split: models[checkpoint.name] for split, models in splits.items() if checkpoint.name in models
+        }
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
 

@@ -39,8 +39,8 @@ class ExportedClassifier(nn.Module):
         super().__init__()
         self.model = model
         self.preprocessing = checkpoint.preprocessing
-        self.temperature, thresholds = decision_rule(checkpoint)
-        self.register_buffer("thresholds", torch.tensor(thresholds))  # [C]
+        self.temperature = checkpoint.temperature
+        self.register_buffer("thresholds", torch.tensor(checkpoint.class_thresholds()))  # [C]
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         logits = self.model(self.preprocessing.normalize(pixels)).float()
@@ -48,19 +48,13 @@ class ExportedClassifier(nn.Module):
         return scores, scores > self.thresholds
 
 
-def decision_rule(checkpoint: Checkpoint) -> tuple[float, tuple[float, ...]]:
-    """The temperature that logits are divided by, and the threshold of each class."""
-    return 1.0, (checkpoint.threshold,) * len(checkpoint.class_names)
-
-
 def describe(checkpoint: Checkpoint) -> dict[str, Any]:
     """What one needs to know to use an exported file, as plain values."""
-    temperature, thresholds = decision_rule(checkpoint)
     return {
         "name": checkpoint.name,
         "class_names": list(checkpoint.class_names),
-        "thresholds": list(thresholds),
-        "temperature": temperature,
+        "thresholds": list(checkpoint.class_thresholds()),
+        "temperature": checkpoint.temperature,
         "image_size": checkpoint.preprocessing.image_size,
         "mean": list(checkpoint.preprocessing.mean),
         "std": list(checkpoint.preprocessing.std),

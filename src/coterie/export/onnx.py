@@ -81,4 +81,4 @@ def _session(content: bytes) -> Exported:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    return lambda pixels: tuple(session.run(list(OUTPUTS), {INPUT: pixels}))  # type: ignore[return-value]
+    return lambda pixels: tuple(session.run(list(OUTPUTS), {INPUT: pixels}))

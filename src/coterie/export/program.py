@@ -27,8 +27,10 @@ def export_program(
     `coterie.json`. Raises ExportError where scores differ, and `out` is as it was then.
     """
     written = io.BytesIO()
+    program = trace(predictor)
+    files = {METADATA_FILE: json.dumps(describe(predictor.checkpoint))}
     with quiet():
-        save(trace(predictor), written, extra_files={METADATA_FILE: json.dumps(describe(predictor.checkpoint))})
+        save(program, written, extra_files=files)
         content = written.getvalue()
         loaded = load(io.BytesIO(content)).module()
 
