@@ -188,7 +188,7 @@ class MultiLabelDataset:
 
 
 def open_image(
-    source: ImageSource, *, formats: Sequence[str] | None = None, max_pixels: int | None = None
+    source: ImageSource, *, formats: tuple[str, ...] | None = None, max_pixels: int | None = None
 ) -> Image.Image:
     """The picture decoded, upright by its EXIF orientation, in 8-bit RGB; transparency is dropped.
 
