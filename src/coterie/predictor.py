@@ -152,10 +152,7 @@ def find_checkpoint(path: Path, training: str = "student") -> Path:
     """`path` where it is a checkpoint folder, the folder of `training` where it is a run; hf://user/model is
     downloaded. CheckpointError where it is none of these, or the run is not that far.
     """
-    if found := ON_HUB.fullmatch(str(path)):
-        from coterie.export.hub import download  # it imports this module
-
-        return download(found[1])
+    path = fetched(path)
     if (path / INFO_FILE).exists():
         return path
     if (path / training / INFO_FILE).exists():
@@ -166,6 +163,16 @@ def find_checkpoint(path: Path, training: str = "student") -> Path:
             "given again, goes on with it"
         )
     raise CheckpointError(f"there is no run or checkpoint at {path}")
+
+
+def fetched(path: Path) -> Path:
+    """`path`; of hf://user/model the folder that it was downloaded to."""
+    found = ON_HUB.fullmatch(str(path))
+    if found is None:
+        return path
+    from coterie.export.hub import download  # it imports this module
+
+    return download(found[1])
 
 
 def find_images(paths: Iterable[str | Path]) -> list[Path]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 
+from coterie.export import write_hub_folder
 from coterie.pipeline import Run
 from coterie.predictor import load_classifier
 from tests.export.making import NAMES, save_small
@@ -92,3 +94,19 @@ def test_push_prints_where_the_model_is(
     assert outcome.output == "https://hub.example/ann/toys\n"
     assert hub.calls[1] == ("upload", {"name": "ann/toys", "message": "better"})
     assert_refused(coterie_command("push", checkpoint, "toys"), "write it as user/model")
+
+
+def test_a_model_of_the_hub_is_evaluated_once_and_by_its_name(
+    coterie_command: Command,  # noqa: F811
+    finished_run: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    write_hub_folder(finished_run.folder / "student", tmp_path / "hub")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(tmp_path / "hub"))
+    table = finished_run.config.data.source
+    words = ("evaluate", "hf://ann/toys", f"data={table}", *OWN_MODEL, "--out", tmp_path / "m.json")
+    outcome = coterie_command(*words)
+    assert outcome.status == 0, outcome.error
+    (measured,) = json.loads((tmp_path / "m.json").read_text())["test"].values()
+    assert measured["mAP"] == pytest.approx(finished_run.metrics["test"]["student"]["mAP"])

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +18,8 @@ from PIL import Image
 
 from coterie.predictor import Predictor
 from coterie.serve import Limits, make_app
-from coterie.serve.app import FORMATS
+from coterie.serve.answers import ServeError
+from coterie.serve.app import FORMATS, Line
 from coterie.serve.heat import MOST_SIDE, heat_png
 from tests.data.test_dataset import png
 from tests.export.making import NAMES, TEMPERATURE, THRESHOLDS, small_predictor
@@ -156,8 +156,6 @@ def test_a_picture_that_does_not_arrive_is_given_up(predictor: Predictor) -> Non
 
 def request_slowly(app: Callable[..., Any], first: bytes) -> tuple[int, bytes]:
     """Status and body of the answer to a request whose second half never comes."""
-    import asyncio
-
     sent: list[dict[str, Any]] = []
 
     async def ask() -> None:
@@ -188,40 +186,48 @@ def request_slowly(app: Callable[..., Any], first: bytes) -> tuple[int, bytes]:
     return sent[0]["status"], body
 
 
-def test_one_picture_is_worked_on_at_a_time_and_a_full_line_sends_away(
-    predictor: Predictor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    started, go_on = threading.Semaphore(0), threading.Event()
-    at_once, most = [0], [0]
-    truth = Predictor.predict
+def test_a_full_line_sends_away(predictor: Predictor) -> None:
+    full = TestClient(make_app(predictor, limits=Limits(waiting=0)), base_url=HERE)
+    refused = full.post("/api/predict", content=encoded(picture()))
+    assert_refused(refused, 503, "busy", "try again")
+    assert refused.headers["retry-after"] == "1"
 
-    def slow(self: Predictor, pictures: Sequence[Image.Image]) -> Any:
-        at_once[0] += 1
-        most[0] = max(most[0], at_once[0])
-        started.release()
-        assert go_on.wait(30)
-        at_once[0] -= 1
-        return truth(self, pictures)
 
-    monkeypatch.setattr(Predictor, "predict", slow)
-    body = encoded(picture())
-    # within `with`, all requests share one event loop
-    with TestClient(make_app(predictor, limits=Limits(waiting=3)), base_url=HERE) as client:
-        with ThreadPoolExecutor(4) as pool:
-            asked = [pool.submit(client.post, "/api/predict", content=body) for _ in range(3)]
-            assert started.acquire(timeout=30)
-            refused = client.post("/api/predict", content=body)
-            for _ in range(200):  # the other two may still be on their way
-                if refused.status_code == 503:
-                    break
-                time.sleep(0.01)
-                refused = client.post("/api/predict", content=body)
-            go_on.set()
-            assert [one.result().status_code for one in asked] == [200] * 3
-        assert_refused(refused, 503, "busy", "try again")
-        assert refused.headers["retry-after"] == "1"
-        assert most == [1]
-        assert client.post("/api/predict", content=body).status_code == 200  # places are given back
+def test_places_in_the_line_are_given_back_also_after_an_error() -> None:
+    async def use() -> list[int]:
+        line = Line(2)
+        statuses = []
+        for _ in range(3):
+            with pytest.raises(ValueError, match="broken"):
+                async with line.place():
+                    raise ValueError("broken")
+            async with line.place(), line.place():
+                try:
+                    async with line.place():
+                        statuses.append(200)
+                except ServeError as error:
+                    statuses.append(error.status)
+        return statuses
+
+    assert asyncio.run(use()) == [503, 503, 503]
+
+
+def test_one_piece_of_work_runs_at_a_time() -> None:
+    together = threading.Barrier(2)
+
+    def meets_another() -> bool:
+        try:
+            together.wait(0.1)
+        except threading.BrokenBarrierError:
+            together.reset()
+            return False
+        return True
+
+    async def work() -> list[bool]:
+        line = Line(3)
+        return await asyncio.gather(*(line.work(meets_another) for _ in range(3)))
+
+    assert asyncio.run(work()) == [False] * 3
 
 
 def test_the_model_is_described(client: TestClient, predictor: Predictor) -> None:

@@ -24,7 +24,7 @@ MOST_BYTES = 2**31 - 2**24
 
 
 def export_onnx(
-    predictor: Predictor, out: Path, pictures: Sequence[Path] = (), tolerance: float = TOLERANCE
+    predictor: Predictor, out: str | Path, pictures: Sequence[Path] = (), tolerance: float = TOLERANCE
 ) -> Agreement:
     """Write the classifier to `out`, after onnxruntime gave the predictor's scores on `pictures`.
 
@@ -43,7 +43,7 @@ def export_onnx(
     entry.key, entry.value = METADATA_KEY, json.dumps(describe(predictor.checkpoint))
     content = model.SerializeToString()
     agreement = check(_session(content), predictor, pictures, tolerance)
-    atomic_write(out, content)
+    atomic_write(Path(out), content)
     return agreement
 
 

@@ -19,7 +19,7 @@ from coterie.predictor import Predictor
 
 
 def export_program(
-    predictor: Predictor, out: Path, pictures: Sequence[Path] = (), tolerance: float = TOLERANCE
+    predictor: Predictor, out: str | Path, pictures: Sequence[Path] = (), tolerance: float = TOLERANCE
 ) -> Agreement:
     """Write the classifier to `out`, after the program, loaded again, gave the predictor's scores.
 
@@ -40,5 +40,5 @@ def export_program(
         return scores.numpy(), labels.numpy()
 
     agreement = check(run, predictor, pictures, tolerance)
-    atomic_write(out, content)
+    atomic_write(Path(out), content)
     return agreement
