@@ -27,6 +27,10 @@ class CheckpointError(CoterieError):
     """Weights or checkpoints that are missing, damaged, or belong to something else."""
 
 
+class ExportError(CoterieError):
+    """A model that cannot be exported, or that says something else when it is."""
+
+
 class RunError(CoterieError):
     """A run folder that cannot be used, or a training that cannot go on."""
 

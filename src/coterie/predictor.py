@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -23,6 +24,9 @@ from coterie.runfolder import MANIFEST_FILE
 Picture = str | Path | StoredImage | Image.Image | npt.NDArray[np.uint8]
 # Pillow writes the first two only, and knows films by their name alone.
 IMAGE_SUFFIXES = frozenset(Image.registered_extensions()) - {".palm", ".pdf", ".mpeg", ".mpg"}
+# A model on the Hugging Face Hub, hf://user/model or hf://user/model@revision: a path has one slash after hf:
+HUB_NAME = r"[\w.-]+/[\w.-]+"
+ON_HUB = re.compile(rf"hf:/{{1,2}}({HUB_NAME}(@[\w./-]+)?)")
 
 
 @dataclass(frozen=True)
@@ -141,7 +145,7 @@ def as_image(picture: Picture) -> Image.Image:
 def load_classifier(
     path: str | Path, model: ModelBuilder | None = None, device: str | torch.device = "cpu"
 ) -> Predictor:
-    """The classifier in a checkpoint folder, or the student of a run folder.
+    """The classifier in a checkpoint folder, the student of a run folder, or "hf://user/model" of the Hub.
 
     `model`: the builder, for a model of your own. No code named in the files is run. Raises CheckpointError
     where there is no checkpoint, or it is damaged; ConfigError where there is no such device.
@@ -150,10 +154,10 @@ def load_classifier(
 
 
 def find_checkpoint(path: Path, training: str = "student") -> Path:
-    """`path` where it is a checkpoint folder, the folder of `training` where it is a run.
-
-    CheckpointError where it is neither, or the run is not that far.
+    """`path` where it is a checkpoint folder, the folder of `training` where it is a run; hf://user/model is
+    downloaded. CheckpointError where it is none of these, or the run is not that far.
     """
+    path = fetched(path)
     if (path / INFO_FILE).exists():
         return path
     if (path / training / INFO_FILE).exists():
@@ -164,6 +168,16 @@ def find_checkpoint(path: Path, training: str = "student") -> Path:
             "given again, goes on with it"
         )
     raise CheckpointError(f"there is no run or checkpoint at {path}")
+
+
+def fetched(path: Path) -> Path:
+    """`path`; of hf://user/model the folder that it was downloaded to."""
+    found = ON_HUB.fullmatch(str(path))
+    if found is None:
+        return path
+    from coterie.export.hub import download  # it imports this module
+
+    return download(found[1])
 
 
 def find_images(paths: Iterable[str | Path]) -> list[Path]:

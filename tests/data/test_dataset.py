@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import pickle
+import struct
 import warnings
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +16,13 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from coterie.data.dataset import MultiLabelDataset, StoredImage, UnreadableImage, open_image
+from coterie.data.dataset import (
+    MultiLabelDataset,
+    StoredImage,
+    UnknownFormat,
+    UnreadableImage,
+    open_image,
+)
 from coterie.errors import DataError
 
 
@@ -181,6 +190,49 @@ def test_sixteen_bits_of_the_other_byte_order_are_scaled_too(tmp_path: Path) -> 
     assert pixels(open_image(path)) == [[[1] * 3, [255] * 3]]
 
 
+def png(width: int, height: int, bits: int, rows: bytes) -> bytes:
+    """An RGB picture, as Pillow does not write it."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        body = kind + content
+        return struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
+
+    head = struct.pack(">IIBBBBB", width, height, bits, 2, 0, 0, 0)
+    data = zlib.compress(rows)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+def test_sixteen_bits_in_colour_keep_their_high_byte() -> None:
+    values = np.array([[0, 128 * 257, 65535], [256, 511, 30000]], ">u2")
+    stored = Stored(png(2, 1, 16, b"\0" + values.tobytes()))
+    assert pixels(open_image(stored)) == [[[0, 128, 255], [1, 1, 117]]]
+
+
+def test_a_small_file_of_too_many_pixels_is_not_decoded() -> None:
+    with pytest.raises(UnreadableImage) as caught:
+        open_image(Stored(png(40_000, 40_000, 8, b"")))
+    assert caught.value.reason == "it has more than 178,956,970 pixels; make it smaller"
+    with pytest.raises(UnreadableImage) as caught:
+        open_image(Stored(png(300, 200, 8, b"")), max_pixels=59_999)
+    assert caught.value.reason == ("it has 300 x 200 pixels, and at most 59,999 are decoded; make it smaller")
+    assert open_image(Stored(png(2, 1, 8, bytes(7))), max_pixels=2).size == (2, 1)
+
+
+def test_only_the_formats_that_are_asked_for_are_read(tmp_path: Path) -> None:
+    Image.new("RGB", (1, 1), (1, 2, 3)).save(tmp_path / "a.bmp")
+    assert pixels(open_image(tmp_path / "a.bmp", formats=("BMP",))) == [[[1, 2, 3]]]
+    with pytest.raises(UnknownFormat, match="it is not a picture of a known format"):
+        open_image(tmp_path / "a.bmp", formats=("PNG", "JPEG"))
+
+
+def test_a_broken_picture_is_not_one_of_unknown_format() -> None:
+    whole = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(whole, "JPEG")
+    with pytest.raises(UnreadableImage, match=r"image file is truncated") as caught:
+        open_image(Stored(whole.getvalue()[:900]))
+    assert not isinstance(caught.value, UnknownFormat)
+
+
 def test_transparency_is_dropped(tmp_path: Path) -> None:
     Image.new("RGBA", (1, 1), (10, 20, 30, 0)).save(tmp_path / "a.png")
     Image.new("LA", (1, 1), (40, 0)).save(tmp_path / "b.png")
@@ -222,6 +274,7 @@ def test_the_first_frame_stands_for_an_animation(tmp_path: Path) -> None:
     assert pixels(open_image(tmp_path / "a.gif")) == [[[255, 0, 0]]]
 
 
+@pytest.mark.parametrize("extension", ["png", "jpg", "tif", "webp"])
 @pytest.mark.parametrize(
     ("orientation", "expected"),
     [
@@ -232,13 +285,17 @@ def test_the_first_frame_stands_for_an_animation(tmp_path: Path) -> None:
     ],
 )
 def test_pictures_are_turned_upright_by_exif(
-    tmp_path: Path, orientation: int, expected: list[list[int]]
+    tmp_path: Path, orientation: int, expected: list[list[int]], extension: str
 ) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    Image.fromarray(np.array([[1, 2], [3, 4], [5, 6]], np.uint8)).save(tmp_path / "a.png", exif=exif)
-    image = open_image(tmp_path / "a.png")
-    assert np.asarray(image)[:, :, 0].tolist() == expected
+    # blocks of 16 pixels in greys far apart: JPEG and WebP lose details
+    picture = np.kron(np.array([[1, 2], [3, 4], [5, 6]], np.uint8) * 40, np.ones((16, 16), np.uint8))
+    path = tmp_path / f"a.{extension}"
+    Image.fromarray(picture).convert("RGB").save(path, exif=exif)
+    image = open_image(path)
+    levels = np.asarray(image)[8::16, 8::16, 0] / 40
+    assert levels.round().astype(int).tolist() == expected
     assert image.getexif().get(0x0112, 1) == 1  # else a later reader would turn it again
 
 

@@ -1,14 +1,25 @@
-"""Commands that bring models in from elsewhere: import-cpsd."""
+"""Commands that bring models in from elsewhere, and take them out: import-cpsd, export, push."""
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from coterie.cli.app import app
+from coterie.cli.app import ListsOfValues, OwnModel, app
 from coterie.errors import ConfigError
+
+
+class ExportForm(StrEnum):
+    ONNX = "onnx"
+    TORCH = "torch"
+    HUB = "hub"
+
+
+Trained = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder (its student), or a checkpoint.")]
+License = Annotated[str | None, typer.Option(help="For the model card, as the Hub names it: apache-2.0.")]
 
 
 @app.command(name="import-cpsd")
@@ -46,3 +57,73 @@ def import_command(
         )
     imported = import_cpsd(file, out, names, model=model, image_size=image_size, word_vectors=word_vectors)
     typer.echo(f"{imported}\n`coterie predict {out} PHOTO` uses it")
+
+
+@app.command(cls=ListsOfValues)
+def export(
+    path: Trained,
+    out: Annotated[Path, typer.Option(help="The file to write; for the Hub, the folder.")],
+    to: Annotated[
+        ExportForm, typer.Option(help="One ONNX file, a torch.export program, or a folder for the Hub.")
+    ] = ExportForm.ONNX,
+    check: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="PICTURE...", help="Compare scores on these, pictures or folders; else on synthetic ones."
+        ),
+    ] = None,
+    tolerance: Annotated[float, typer.Option(min=0, help="How far scores may be off.")] = 1e-4,
+    license: License = None,
+    model: OwnModel = None,
+) -> None:
+    """Write a classifier in a form that needs none of our code, with scores and thresholds inside.
+
+    Example: coterie export runs/x --out student.onnx --check photos/
+
+    The exported scores are compared with the checkpoint's, and a file that differs is not left behind.
+    """
+    from coterie.export import export_onnx, export_program, write_hub_folder
+    from coterie.models.factory import import_builder
+    from coterie.predictor import find_checkpoint, find_images, load_classifier
+
+    if to is ExportForm.HUB:
+        if check:
+            raise ConfigError("--check is for onnx and torch: the folder for the Hub holds the same weights")
+        write_hub_folder(find_checkpoint(path), out, license)
+        typer.echo(
+            f"{out} holds the checkpoint and a model card; `coterie push {path} user/model` uploads them"
+        )
+        return
+    if license is not None:
+        raise ConfigError("--license is for the model card of --to hub")
+    if out.is_dir():
+        raise ConfigError(f"--out {out} is a folder; name a file")
+    predictor = load_classifier(path, import_builder(model) if model else None)
+    write = export_onnx if to is ExportForm.ONNX else export_program
+    agreement = write(predictor, out, find_images(check or ()), tolerance)
+    of = "pictures" if check else "synthetic pictures"
+    typer.echo(
+        f"{out}: {out.stat().st_size / 1e6:.1f} MB; its scores of {agreement.pictures} {of} are at most "
+        f"{agreement.largest_difference:.1e} from the checkpoint's"
+    )
+
+
+@app.command()
+def push(
+    path: Trained,
+    name: Annotated[str, typer.Argument(metavar="USER/MODEL", help="The repository; made if need be.")],
+    private: Annotated[bool, typer.Option("--private", help="Make it a private one.")] = False,
+    license: License = None,
+    message: Annotated[str | None, typer.Option(help="What the commit says.")] = None,
+) -> None:
+    """Put a classifier with its model card on the Hugging Face Hub.
+
+    Example: coterie push runs/x ann/toys --private
+
+    `coterie predict hf://ann/toys photo.jpg` uses it then. Needs the extra hub, and `hf auth login`.
+    """
+    from coterie.export import push_to_hub
+    from coterie.predictor import find_checkpoint
+
+    folder = find_checkpoint(path)
+    typer.echo(push_to_hub(folder, name, private=private, license=license, message=message))

@@ -49,10 +49,11 @@ def evaluate(
     from coterie.evaluation import evaluation_config, left_out_notes, results_table
     from coterie.files import atomic_write
     from coterie.models.factory import import_builder
-    from coterie.predictor import find_checkpoint, load_classifier
+    from coterie.predictor import fetched, find_checkpoint, load_classifier
     from coterie.progress import say
 
     builder = import_builder(model) if model else None
+    path = fetched(path)
     trainings = [path.name] if (path / INFO_FILE).exists() else ["baseline", "student"]
     predictors = {name: load_classifier(find_checkpoint(path, name), builder) for name in trainings}
     saved = next(iter(predictors.values()))

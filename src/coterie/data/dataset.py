@@ -54,6 +54,10 @@ class UnreadableImage(DataError):
         return f"image {self.path} cannot be read: {self.reason}"
 
 
+class UnknownFormat(UnreadableImage):
+    """What is there is no picture of a format that is read."""
+
+
 @dataclass(frozen=True, eq=False)
 class MultiLabelDataset:
     """Images with multi-label targets.
@@ -183,20 +187,31 @@ class MultiLabelDataset:
         return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
 
 
-def open_image(source: ImageSource) -> Image.Image:
+def open_image(
+    source: ImageSource, *, formats: tuple[str, ...] | None = None, max_pixels: int | None = None
+) -> Image.Image:
     """The picture decoded, upright by its EXIF orientation, in 8-bit RGB; transparency is dropped.
 
-    The first frame of an animation. Raises UnreadableImage (a DataError) that names the file and the reason.
+    The first frame of an animation. `formats`: Pillow's names of those that are read, by default all that it
+    knows. `max_pixels`: above, nothing is decoded; Pillow's own limit always holds. Raises UnreadableImage
+    (a DataError) that names the file and the reason, UnknownFormat where it is of none of the formats.
     """
     try:
-        with Image.open(source if isinstance(source, Path) else io.BytesIO(source.read())) as image:
+        opened = source if isinstance(source, Path) else io.BytesIO(source.read())
+        with Image.open(opened, formats=formats) as image:
+            if max_pixels is not None and image.width * image.height > max_pixels:
+                raise ValueError(
+                    f"it has {image.width:,} x {image.height:,} pixels, and at most {max_pixels:,} are "
+                    "decoded; make it smaller"
+                )
             image.load()
             return _rgb(_upright(image))
     except (
         Exception
     ) as error:  # on a damaged file decoders raise nearly anything: struct.error, IndexError...
         place = source if isinstance(source, Path) else str(source)
-        raise UnreadableImage(place, _reason(source, error)) from None
+        kind = UnknownFormat if isinstance(error, UnidentifiedImageError) else UnreadableImage
+        raise kind(place, _reason(source, error)) from None
 
 
 def size_in_bytes(source: ImageSource | npt.NDArray[np.uint8]) -> int:
@@ -238,4 +253,7 @@ def _reason(source: ImageSource, error: Exception) -> str:
         return "it is a folder"
     if isinstance(error, UnidentifiedImageError):
         return "it is not a picture of a known format" if size_in_bytes(source) else "the file is empty"
+    if isinstance(error, Image.DecompressionBombError) and Image.MAX_IMAGE_PIXELS:
+        # a file of a few kilobytes can ask for any amount of memory
+        return f"it has more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels; make it smaller"
     return str(error) or type(error).__name__

@@ -47,7 +47,7 @@ class MlDecoderHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         positions = self.project(features.flatten(2).transpose(1, 2)).relu()  # [B, positions, width]
-        queries = self.query_norm(self.queries).expand(len(features), -1, -1)  # [B, K, width]
+        queries = self.query_norm(self.queries).expand(features.shape[0], -1, -1)  # [B, K, width]
         seen, _ = self.attention(queries, positions, positions, need_weights=False)
         queries = self.attention_norm(queries + self.drop(seen))
         queries = self.output_norm(queries + self.drop(self.feedforward(queries)))

@@ -55,7 +55,7 @@ class Query2LabelHead(nn.Module):
         memory = projected.flatten(2).transpose(1, 2)  # [B, positions, width]
         for layer in self.encoder:
             memory = layer(memory, places)
-        answers = torch.zeros_like(self.queries).expand(len(features), -1, -1)  # [B, C, width]
+        answers = torch.zeros_like(self.queries).expand(features.shape[0], -1, -1)  # [B, C, width]
         for layer in self.decoder:
             answers = layer(answers, self.queries, memory, places)
         logits: Tensor = self.classify(self.norm(answers))

@@ -57,7 +57,7 @@ class TransformerHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         patches = self.project(features.flatten(2).transpose(1, 2))  # [B, positions, width]
-        labels = self.project_labels(self.label_vectors).expand(len(features), -1, -1)  # [B, C, width]
+        labels = self.project_labels(self.label_vectors).expand(features.shape[0], -1, -1)  # [B, C, width]
         tokens = torch.cat([patches, labels], dim=1)
         for layer in self.layers:
             tokens = layer(tokens)

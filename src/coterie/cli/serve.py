@@ -1,0 +1,45 @@
+"""The command that puts a model behind a web page: serve."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from coterie.cli.app import OwnModel, app
+
+
+@app.command()
+def serve(
+    path: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder (its student), or a checkpoint.")],
+    host: Annotated[str, typer.Option(help="127.0.0.1: this machine alone; 0.0.0.0: all.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any that is free.")] = 8000,
+    max_megabytes: Annotated[float, typer.Option(min=0.001, help="The largest picture to take.")] = 20,
+    model: OwnModel = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, …")] = "cpu",
+) -> None:
+    """Serve a page to drop photographs on, and a JSON endpoint.
+
+    Example: coterie serve runs/x
+
+    Then: curl --data-binary @photo.jpg http://127.0.0.1:8000/api/predict. Ctrl-C ends it.
+    """
+    from coterie.extras import need_extra
+
+    need_extra("serve", "coterie serve", "fastapi", "uvicorn")
+    from coterie.models.factory import import_builder
+    from coterie.predictor import load_classifier
+    from coterie.serve import Limits, make_app
+    from coterie.serve import serve as serve_app
+    from coterie.serve.app import LOOPBACK
+    from coterie.serve.server import address, is_loopback, listen
+
+    predictor = load_classifier(path, import_builder(model) if model else None, device)
+    listening = listen(host, port)
+    local = is_loopback(host)
+    if not local:
+        typer.echo(f"note: whoever reaches {host} can use this; there is no password", err=True)
+    typer.echo(f"{predictor.checkpoint.name} of {path} at {address(listening)} (Ctrl-C ends it)")
+    limits = Limits(max_bytes=int(max_megabytes * 1e6))
+    serve_app(make_app(predictor, limits=limits, hosts=LOOPBACK if local else None), listening)

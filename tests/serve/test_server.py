@@ -1,0 +1,102 @@
+"""The socket and `coterie serve`: where it listens, what it prints, how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+import coterie.extras
+from coterie.errors import ConfigError
+from coterie.predictor import load_classifier
+from coterie.serve.server import address, is_loopback, listen
+from tests.export.making import save_small
+from tests.export.test_onnx import photo_files
+from tests.test_cli import Command, assert_refused, coterie_command  # noqa: F401  (a fixture)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_small(tmp_path_factory.mktemp("small") / "student")
+
+
+def test_a_port_that_is_taken_is_named() -> None:
+    with listen("127.0.0.1", 0) as first:
+        port = first.getsockname()[1]
+        assert address(first) == f"http://127.0.0.1:{port}/"
+        with pytest.raises(ConfigError, match=rf"port {port} of 127\.0\.0\.1 cannot be listened on: Add"):
+            listen("127.0.0.1", port)
+
+
+def test_a_host_that_is_not_this_machine_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"port 0 of 192\.0\.2\.1 cannot be .*--host and --port"):
+        listen("192.0.2.1", 0)
+
+
+@pytest.mark.skipif(not socket.has_ipv6, reason="no IPv6")
+def test_an_address_of_ipv6_stands_in_brackets() -> None:
+    try:
+        listening = listen("::1", 0)
+    except ConfigError:
+        pytest.skip("no IPv6 on loopback")
+    with listening:
+        assert address(listening).startswith("http://[::1]:")
+
+
+@pytest.mark.parametrize(
+    ("host", "local"),
+    [
+        *((host, True) for host in ("127.0.0.1", "127.1.2.3", "::1", "localhost")),
+        *((host, False) for host in ("0.0.0.0", "::", "10.0.0.5", "example.org")),
+    ],
+)
+def test_loopback_is_what_this_machine_alone_reaches(host: str, local: bool) -> None:
+    assert is_loopback(host) == local
+
+
+def test_the_command_serves_until_ctrl_c(checkpoint: Path, tmp_path: Path) -> None:
+    photo = photo_files(tmp_path / "photos")[0]
+    words = [sys.executable, "-m", "coterie", "serve", str(checkpoint), "--port", "0"]
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        try:
+            line = process.stdout.readline()
+            url = line.split(" at ")[1].split()[0]
+            assert line == f"student of {checkpoint} at {url} (Ctrl-C ends it)\n"
+            request = urllib.request.Request(f"{url}api/predict", photo.read_bytes())  # as curl sends it
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                predictions = json.load(answer)["predictions"]
+        finally:
+            process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0
+        assert process.stderr.read() == ""
+    (expected,) = load_classifier(checkpoint).predict([photo])
+    assert {one["label"]: one["score"] for one in predictions} == pytest.approx(expected.scores, abs=1e-9)
+
+
+def test_what_serve_cannot_do_is_one_message(
+    coterie_command: Command,  # noqa: F811
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert_refused(coterie_command("serve", tmp_path), "there is no run or checkpoint at")
+    with listen("127.0.0.1", 0) as taken:
+        port = taken.getsockname()[1]
+        assert_refused(coterie_command("serve", checkpoint, "--port", port), f"port {port} of 127.0.0.1")
+    monkeypatch.setattr(coterie.extras, "find_spec", lambda _name: None)
+    assert_refused(
+        coterie_command("serve", checkpoint),
+        "coterie serve needs fastapi, uvicorn: pip install 'coterie[serve]'",
+    )
