@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 import torch
 from torch import nn
@@ -29,7 +30,7 @@ from coterie.data.table import read_table
 from coterie.logits import read_logits
 from coterie.metrics import multilabel_metrics
 from coterie.pipeline import Run
-from coterie.predictor import load_classifier
+from coterie.predictor import Predictor, load_classifier
 from coterie.recipe import recipe_names
 from coterie.runfolder import RunFolder
 from coterie.trainer import Trainer
@@ -457,7 +458,11 @@ def test_ctrl_c_in_a_training_is_one_message_and_a_restart_goes_on(
 
     monkeypatch.setattr(Trainer, "_step", step_until_stopped)
     outcome = coterie_command(*run_words(table, folder))
-    assert_refused(outcome, "stopped; a run goes on from its last finished epoch", status=130)
+    assert_refused(
+        outcome,
+        "stopped; the same command, given again, goes on: a run from its last finished epoch",
+        status=130,
+    )
     restarted = coterie_command(*run_words(table, folder))
     assert restarted.status == 0
     assert restarted.output.count("done before") == 1
@@ -960,6 +965,76 @@ def test_predict_without_labels_still_has_a_row(
     ]
 
 
+def test_predict_takes_patterns_and_lists_and_writes_parquet(
+    coterie_command: Command, finished_run: Run, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "labels.parquet"
+    pattern = table.parent / "**" / "00[0-3].png"
+    monkeypatch.setattr(
+        sys, "stdin", io.TextIOWrapper(io.BytesIO(f"{table.parent}/010.png\0none.png\0".encode()))
+    )
+    outcome = coterie_command(
+        "predict", finished_run.folder, pattern, "-", *OWN_MODEL, "--out", out, "--threshold", 0
+    )
+    assert_refused(outcome, "1 of 6 pictures cannot be read; the first: none.png (there is no such file)")
+    rows = pyarrow.parquet.read_table(out).to_pylist()
+    names = [*(f"{number:03d}.png" for number in (0, 1, 2, 3, 10)), "none.png"]
+    assert [Path(row["image"]).name for row in rows] == names
+    (first,) = finished_run.student.predict([table.parent / "000.png"], threshold=0)
+    assert rows[0]["labels"] == list(first.labels)
+    assert rows[0]["scores"] == pytest.approx([first.scores[label] for label in first.labels], abs=1e-6)
+    assert not (tmp_path / "labels.parquet.partial").exists()
+
+
+def test_predict_goes_on_where_it_was_stopped(
+    coterie_command: Command, finished_run: Run, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("predict", finished_run.folder, table.parent, *OWN_MODEL, "--format", "csv", "--out")
+    assert coterie_command(*words, tmp_path / "whole.csv").status == 0
+    forward = Predictor._forward
+    calls = iter(range(100))
+
+    def stopped_in_the_second_batch(self: Predictor, pixels: list[torch.Tensor]) -> Any:
+        if next(calls) == 1:
+            raise KeyboardInterrupt
+        return forward(self, pixels)
+
+    monkeypatch.setattr(Predictor, "_forward", stopped_in_the_second_batch)
+    outcome = coterie_command(*words, tmp_path / "out.csv")
+    assert_refused(outcome, "stopped; the same command, given again, goes on", status=130)
+    assert not (tmp_path / "out.csv").exists()
+    assert_refused(coterie_command(*words, tmp_path / "out.csv", "--top", 1), "remove it, or choose another")
+    assert coterie_command(*words, tmp_path / "out.csv").status == 0
+    assert next(calls) == 3  # one batch of 60 pictures was left
+    assert (tmp_path / "out.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
+
+
+def test_predict_gives_the_classes_that_are_asked_for(
+    coterie_command: Command, awkward_run: Path, table: Path
+) -> None:
+    words = ("predict", awkward_run, table.parent / "000.png", *OWN_MODEL, "--top", 9, "--format", "jsonl")
+    outcome = coterie_command(*words, "--class", "a, b", "--class", "é\tf")
+    assert set(json.loads(outcome.output)["labels"]) == {"a, b", "é\tf"}
+    assert_refused(coterie_command(*words, "--class", ""), "'' is not one of the 4 classes of the model")
+
+
+def test_predict_downloads_only_where_that_is_allowed(coterie_command: Command, finished_run: Run) -> None:
+    words = ("predict", finished_run.folder, "http://127.0.0.1:9/a.png", *OWN_MODEL)
+    assert_refused(coterie_command(*words), "http://127.0.0.1:9/a.png is an address; --allow-urls downloads")
+    assert_refused(coterie_command(*words, "--allow-urls"), "127.0.0.1 is in a private network")
+    assert_refused(coterie_command(*words, "--allow-private"), "Connection refused")
+
+
+def test_predict_refuses_where_there_is_nothing_to_do(
+    coterie_command: Command, finished_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"")))
+    words = ("predict", finished_run.folder, "-", *OWN_MODEL)
+    assert_refused(coterie_command(*words, "--out", tmp_path / "out.csv"), "standard input names none")
+    assert not list(tmp_path.iterdir())
+    assert_refused(coterie_command(*words, "--format", "parquet"), "name it with --out")
+
+
 def test_predict_refuses_what_is_no_finished_run(
     coterie_command: Command, run_copy: Run, tmp_path: Path
 ) -> None:
@@ -987,6 +1062,7 @@ def test_predict_says_where_it_cannot_write(coterie_command: Command, finished_r
     assert_refused(
         coterie_command(*words, "--out", table.parent), "is a folder; name a file", str(table.parent)
     )
+    assert_refused(coterie_command(*words, "--out", table / "out.csv"), str(table))
 
 
 def test_a_config_file_of_a_run_makes_the_same_run(finished_run: Run) -> None:
