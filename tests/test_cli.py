@@ -17,19 +17,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 import torch
 from torch import nn
 
-from coterie.checkpoint import read_checkpoint
+from coterie.checkpoint import read_checkpoint, write_description
 from coterie.cli import main
 from coterie.config import load_config
 from coterie.data.reading import read_dataset
 from coterie.data.table import read_table
 from coterie.logits import read_logits
-from coterie.metrics import multilabel_metrics
+from coterie.metrics import average_precision, multilabel_metrics
 from coterie.pipeline import Run
-from coterie.predictor import load_classifier
+from coterie.predictor import Predictor, load_classifier
 from coterie.recipe import recipe_names
 from coterie.runfolder import RunFolder
 from coterie.trainer import Trainer
@@ -468,7 +469,11 @@ def test_ctrl_c_in_a_training_is_one_message_and_a_restart_goes_on(
 
     monkeypatch.setattr(Trainer, "step", step_until_stopped)
     outcome = coterie_command(*run_words(table, folder))
-    assert_refused(outcome, "stopped; a run goes on from its last finished epoch", status=130)
+    assert_refused(
+        outcome,
+        "stopped; the same command, given again, goes on: a run from its last finished epoch",
+        status=130,
+    )
     restarted = coterie_command(*run_words(table, folder))
     assert restarted.status == 0
     assert restarted.output.count("done before") == 1
@@ -650,7 +655,15 @@ def test_evaluate_measures_a_run_on_its_own_data(
     outcome = coterie_command("evaluate", finished_run.folder, *OWN_MODEL, "--out", out)
     assert outcome.status == 0
     expected = {name: finished_run.metrics["test"][name] for name in ("baseline", "student")}
-    assert json.loads(out.read_text()) == {"test": expected}
+    written = json.loads(out.read_text())
+    assert written.pop("conventions") == {
+        "threshold": "0.5",
+        "average precision": "all-point: every positive, not interpolated",
+        "images without labels": "kept; 0 of 12 images measured have no label of a measured class",
+        "classes of the data left out": [],
+        "classes of the model left out": [],
+    }
+    assert written == {"test": expected}
     assert outcome.output.splitlines()[0] == "note: 1 image has no label"
     assert "labels.csv, threshold 0.5" in outcome.output
     (row,) = [line for line in outcome.output.splitlines() if "test mAP" in line]
@@ -782,7 +795,7 @@ def test_evaluate_says_which_classes_it_leaves_out(
     change_line(table, "040.png", "040.png,red;purple,test")
     outcome = coterie_command("evaluate", finished_run.folder, f"data={table}", *OWN_MODEL)
     assert outcome.status == 0
-    assert "note: classes that the model does not know are left out: 'purple'" in outcome.output
+    assert "note: classes of the data that the model does not know are left out: 'purple'" in outcome.output
 
 
 def test_evaluate_refuses_a_table_of_other_classes(
@@ -809,6 +822,104 @@ def test_evaluate_refuses_what_is_no_finished_run(
 def test_evaluate_refuses_a_split_that_is_not_there(coterie_command: Command, finished_run: Run) -> None:
     outcome = coterie_command("evaluate", finished_run.folder, "--split", "exam", *OWN_MODEL)
     assert_refused(outcome, "no split 'exam'", "'test_shifted'")
+
+
+def test_evaluate_maps_classes_by_a_file(
+    coterie_command: Command, finished_run: Run, table: Path, tmp_path: Path
+) -> None:
+    words = ("evaluate", finished_run.folder / "student", f"data={table}", *OWN_MODEL)
+    dataset = make_dataset()
+    header = 'image,rot,"grün, hell",blue,stripes,split'
+    rows = zip(dataset.image_ids, dataset.targets.tolist(), dataset.splits, strict=True)
+    lines = [f"{name},{','.join(map(str, targets))},{split}" for name, targets, split in rows]
+    table.write_text("\n".join([header, *lines]), encoding="utf-8")
+    mapping = tmp_path / "classes.csv"
+    mapping.write_text('data,model\n"grün, hell",green\nrot,red\nblue,blue\n', encoding="utf-8")
+    assert_refused(coterie_command(*words), "has no class", "--classes FILE maps the others")
+    out = tmp_path / "out.json"
+    outcome = coterie_command(*words, "--classes", mapping, "--out", out)
+    assert outcome.status == 0, outcome.error
+    assert "note: classes of the data that the model does not know are left out: 'stripes'" in outcome.output
+    assert "note: classes of the model that the data do not have are left out: 'stripes'" in outcome.output
+    names = finished_run.student.class_names
+    trained = dict(zip(names, finished_run.metrics["test"]["student"]["AP"], strict=True))
+    measured = json.loads(out.read_text())["test"]["student"]["AP"]
+    assert measured == pytest.approx([trained[name] for name in ("green", "red", "blue")])
+    same = coterie_command(*words, "--classes", "same", "--out", out)
+    assert same.status == 0
+    assert json.loads(out.read_text())["test"]["student"]["AP"] == pytest.approx(
+        [trained[name] for name in names if name in ("blue", "stripes")]
+    )
+
+
+def test_evaluate_takes_a_definition_of_average_precision(
+    coterie_command: Command, finished_run: Run, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.json"
+    words = ("evaluate", finished_run.folder, *OWN_MODEL, "--out", out)
+    outcome = coterie_command(*words, "--ap", "11-point")
+    assert "average precision: 11-point, interpolated, as in VOC 2007" in outcome.output
+    kept = read_logits(finished_run.folder, "test")
+    expected = average_precision(np.array(kept.models["student"]), kept.targets, "11-point")
+    assert json.loads(out.read_text())["test"]["student"]["AP"] == pytest.approx((100 * expected).tolist())
+    assert coterie_command(*words, "--ap", "12-point").status == 2
+
+
+def test_evaluate_refuses_images_of_the_training(
+    coterie_command: Command, finished_run: Run, table: Path
+) -> None:
+    words = ("evaluate", finished_run.folder, *OWN_MODEL)
+    outcome = coterie_command(*words, "--split", "train")
+    assert_refused(outcome, "24 of 24 images of split 'train' were trained on: '000.png'", "--allow-overlap")
+    trained = Path(finished_run.config.data.source)
+    lines = trained.read_text(encoding="utf-8").splitlines()
+    other = trained.parent / "other.csv"
+    other.write_text("\n".join([lines[0], *(line.replace("train", "test") for line in lines[20:45])]) + "\n")
+    try:
+        outcome = coterie_command(*words, f"data={other}")
+        assert_refused(outcome, "5 of 13 images of split 'test' were trained on: '019.png', '020.png'")
+        assert coterie_command(*words, f"data={other}", "--allow-overlap").status == 0
+    finally:
+        other.unlink()
+    assert coterie_command(*words, f"data={table}", "--split", "train").status == 0  # copies elsewhere
+
+
+def test_evaluate_says_by_which_conventions(coterie_command: Command, run_copy: Run, tmp_path: Path) -> None:
+    coco = write_tiny_coco(tmp_path / "coco")
+    words = ("evaluate", run_copy.folder, f"data={coco}", *OWN_MODEL)
+    outcome = coterie_command(*words)
+    assert "images without labels: dropped; 0 of " in outcome.output
+    assert "crowd objects: a class with these alone is present (data.coco.crowd)" in outcome.output
+    outcome = coterie_command(*words, "data.unlabelled=keep", "data.coco.crowd=ignore")
+    assert "images without labels: kept; " in outcome.output
+    assert "crowd objects: a class with these alone is unknown (data.coco.crowd)" in outcome.output
+    assert coterie_command("tune", run_copy.folder, "--global").status == 0
+    tuned = read_checkpoint(run_copy.folder / "student")
+    assert tuned.thresholds is not None
+    outcome = coterie_command(*words)
+    assert (
+        f"student: {tuned.thresholds[0]:.4f}, tuned at temperature {tuned.temperature:.3f}" in outcome.output
+    )
+
+
+def test_evaluate_asks_for_data_where_those_of_the_training_are_gone(
+    coterie_command: Command, run_copy: Run, tmp_path: Path, table: Path
+) -> None:
+    place = run_copy.folder / "student"
+    checkpoint = read_checkpoint(place)
+    gone = dict(checkpoint.config["data"], source=str(tmp_path / "gone.csv"))
+    write_description(place, replace(checkpoint, config=checkpoint.config | {"data": gone}))
+    words = ("evaluate", place, *OWN_MODEL)
+    assert_refused(
+        coterie_command(*words), "trained on are not there any more", "gone.csv", "name others: data="
+    )
+    assert coterie_command(*words, f"data={table}").status == 0
+    config = {key: value for key, value in checkpoint.config.items() if key != "data"}
+    write_description(place, replace(checkpoint, config=config))
+    assert_refused(coterie_command(*words), "has no data of its own; name some: data=labels.csv")
+    assert_refused(coterie_command(*words, "data.min_positives=1"), "has no data of its own")
+    assert coterie_command(*words, f"data={table}").status == 0
+    assert_refused(coterie_command(*words, "data=scenes"), "has no class")
 
 
 # tune
@@ -971,6 +1082,76 @@ def test_predict_without_labels_still_has_a_row(
     ]
 
 
+def test_predict_takes_patterns_and_lists_and_writes_parquet(
+    coterie_command: Command, finished_run: Run, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "labels.parquet"
+    pattern = table.parent / "**" / "00[0-3].png"
+    monkeypatch.setattr(
+        sys, "stdin", io.TextIOWrapper(io.BytesIO(f"{table.parent}/010.png\0none.png\0".encode()))
+    )
+    outcome = coterie_command(
+        "predict", finished_run.folder, pattern, "-", *OWN_MODEL, "--out", out, "--threshold", 0
+    )
+    assert_refused(outcome, "1 of 6 pictures cannot be read; the first: none.png (there is no such file)")
+    rows = pyarrow.parquet.read_table(out).to_pylist()
+    names = [*(f"{number:03d}.png" for number in (0, 1, 2, 3, 10)), "none.png"]
+    assert [Path(row["image"]).name for row in rows] == names
+    (first,) = finished_run.student.predict([table.parent / "000.png"], threshold=0)
+    assert rows[0]["labels"] == list(first.labels)
+    assert rows[0]["scores"] == pytest.approx([first.scores[label] for label in first.labels], abs=1e-6)
+    assert not (tmp_path / "labels.parquet.partial").exists()
+
+
+def test_predict_goes_on_where_it_was_stopped(
+    coterie_command: Command, finished_run: Run, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("predict", finished_run.folder, table.parent, *OWN_MODEL, "--format", "csv", "--out")
+    assert coterie_command(*words, tmp_path / "whole.csv").status == 0
+    forward = Predictor._forward
+    calls = iter(range(100))
+
+    def stopped_in_the_second_batch(self: Predictor, pixels: list[torch.Tensor]) -> Any:
+        if next(calls) == 1:
+            raise KeyboardInterrupt
+        return forward(self, pixels)
+
+    monkeypatch.setattr(Predictor, "_forward", stopped_in_the_second_batch)
+    outcome = coterie_command(*words, tmp_path / "out.csv")
+    assert_refused(outcome, "stopped; the same command, given again, goes on", status=130)
+    assert not (tmp_path / "out.csv").exists()
+    assert_refused(coterie_command(*words, tmp_path / "out.csv", "--top", 1), "remove it, or choose another")
+    assert coterie_command(*words, tmp_path / "out.csv").status == 0
+    assert next(calls) == 3  # one batch of 60 pictures was left
+    assert (tmp_path / "out.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
+
+
+def test_predict_gives_the_classes_that_are_asked_for(
+    coterie_command: Command, awkward_run: Path, table: Path
+) -> None:
+    words = ("predict", awkward_run, table.parent / "000.png", *OWN_MODEL, "--top", 9, "--format", "jsonl")
+    outcome = coterie_command(*words, "--class", "a, b", "--class", "é\tf")
+    assert set(json.loads(outcome.output)["labels"]) == {"a, b", "é\tf"}
+    assert_refused(coterie_command(*words, "--class", ""), "'' is not one of the 4 classes of the model")
+
+
+def test_predict_downloads_only_where_that_is_allowed(coterie_command: Command, finished_run: Run) -> None:
+    words = ("predict", finished_run.folder, "http://127.0.0.1:9/a.png", *OWN_MODEL)
+    assert_refused(coterie_command(*words), "http://127.0.0.1:9/a.png is an address; --allow-urls downloads")
+    assert_refused(coterie_command(*words, "--allow-urls"), "127.0.0.1 is in a private network")
+    assert_refused(coterie_command(*words, "--allow-private"), "Connection refused")
+
+
+def test_predict_refuses_where_there_is_nothing_to_do(
+    coterie_command: Command, finished_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"")))
+    words = ("predict", finished_run.folder, "-", *OWN_MODEL)
+    assert_refused(coterie_command(*words, "--out", tmp_path / "out.csv"), "standard input names none")
+    assert not list(tmp_path.iterdir())
+    assert_refused(coterie_command(*words, "--format", "parquet"), "name it with --out")
+
+
 def test_predict_refuses_what_is_no_finished_run(
     coterie_command: Command, run_copy: Run, tmp_path: Path
 ) -> None:
@@ -998,6 +1179,7 @@ def test_predict_says_where_it_cannot_write(coterie_command: Command, finished_r
     assert_refused(
         coterie_command(*words, "--out", table.parent), "is a folder; name a file", str(table.parent)
     )
+    assert_refused(coterie_command(*words, "--out", table / "out.csv"), str(table))
 
 
 def test_a_config_file_of_a_run_makes_the_same_run(finished_run: Run) -> None:

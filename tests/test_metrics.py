@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import json
 import tracemalloc
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -163,6 +164,59 @@ def test_inputs_are_left_as_they_were() -> None:
     multilabel_metrics(torch.from_numpy(scores), torch.from_numpy(targets))
     np.testing.assert_array_equal(scores, before[0])
     np.testing.assert_array_equal(targets, before[1])
+
+
+def slow_eleven_point(scores: Scores, targets: Targets) -> float:
+    """AP of one class as VOC 2007 has it: thresholds one by one, in fractions."""
+    known = targets != -1
+    scores, targets = scores[known], targets[known]
+    positives = int((targets == 1).sum())
+    points = []
+    for threshold in np.unique(scores):
+        above = scores >= threshold
+        right = int((above & (targets == 1)).sum())
+        points.append((Fraction(right, positives), Fraction(right, int(above.sum()))))
+    best = [
+        max((precision for recall, precision in points if recall >= Fraction(step, 10)), default=Fraction(0))
+        for step in range(11)
+    ]
+    return float(sum(best) / 11)
+
+
+def test_eleven_point_ap_by_hand() -> None:
+    # precision 1 up to recall 1/3, then 2/3 at recall 2/3, then 3/5 at recall 1
+    scores = np.array([[0.9], [0.8], [0.7], [0.6], [0.5]])
+    targets = np.array([[1], [0], [1], [0], [1]])
+    assert average_precision(scores, targets, "11-point")[0] == pytest.approx(
+        (4 * 1 + 3 * 2 / 3 + 4 * 3 / 5) / 11
+    )
+    assert average_precision(scores, targets)[0] == pytest.approx((1 + 2 / 3 + 3 / 5) / 3)
+
+
+def test_a_recall_of_three_in_ten_is_one_of_the_eleven() -> None:
+    # 3 * 0.1 > 3 / 10 in doubles
+    scores = np.arange(20, 0, -1.0)[:, None]
+    targets = np.array([1] * 3 + [0] * 10 + [1] * 7)[:, None]
+    assert average_precision(scores, targets, "11-point")[0] == pytest.approx((4 * 1 + 7 * 0.5) / 11)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("decimals", [1, 6])
+def test_eleven_point_ap_is_that_of_the_slow_version(seed: int, decimals: int) -> None:
+    rng = np.random.default_rng(seed)
+    targets = rng.integers(-1, 2, (50, 5)).astype(np.int8)
+    targets[0] = 1
+    scores = (rng.random((50, 5)) + 0.3 * (targets == 1)).round(decimals)
+    expected = [slow_eleven_point(scores[:, column], targets[:, column]) for column in range(5)]
+    np.testing.assert_allclose(average_precision(scores, targets, "11-point"), expected, rtol=1e-12)
+    metrics = multilabel_metrics(scores / 2, targets, ap="11-point")
+    np.testing.assert_allclose(metrics["AP"], [100 * value for value in expected])
+    assert metrics["mAP"] == pytest.approx(100 * np.mean(expected))
+
+
+def test_eleven_point_ap_of_no_positive_is_none() -> None:
+    ap = average_precision(np.array([[0.5, 0.5]]), np.array([[0, 1]]), "11-point")
+    assert ap.isnan().tolist() == [True, False]
 
 
 def test_a_class_without_a_known_positive_has_no_ap() -> None:

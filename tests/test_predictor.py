@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +14,7 @@ from PIL import Image
 
 from coterie.errors import CheckpointError, ConfigError, DataError
 from coterie.pipeline import Run
-from coterie.predictor import Predictor, find_checkpoint, find_images, load_classifier
+from coterie.predictor import BATCHES_AHEAD, Predictor, find_checkpoint, find_images, load_classifier
 from coterie.runfolder import MANIFEST_FILE
 from tests.tiny import Net, make_dataset
 
@@ -78,6 +81,54 @@ def test_a_picture_that_cannot_be_read_is_named(
     assert (broken.image, broken.scores, broken.labels) == (str(mixed[1]), {}, ())
     assert broken.error == "it is not a picture of a known format"
     assert [good, also_good] == predictor.predict([photos[0], photos[1]])
+
+
+def test_an_array_of_pictures_and_pictures_one_by_one_are_taken(
+    predictor: Predictor, photos: list[Path]
+) -> None:
+    batch = np.stack([np.array(Image.open(path)) for path in photos])
+    expected = predictor.scores(photos).tolist()
+    assert predictor.scores(batch).tolist() == expected
+    assert predictor.scores(iter(photos)).tolist() == expected
+    names = [prediction.image for prediction in predictor.predict(batch)]
+    assert names == [f"image {number}" for number in range(5)]
+
+
+def test_an_open_picture_is_turned_and_scaled_as_its_file_is(predictor: Predictor, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    turned = Image.fromarray(rng.integers(0, 255, (8, 24, 3), dtype=np.uint8))
+    exif = turned.getexif()
+    exif[0x0112] = 6
+    turned.save(tmp_path / "turned.png", exif=exif)
+    deep = Image.fromarray(rng.integers(0, 65535, (20, 20), dtype=np.uint16))
+    deep.save(tmp_path / "deep.png")
+    paths = [tmp_path / "turned.png", tmp_path / "deep.png"]
+    opened = [Image.open(path) for path in paths]
+    assert predictor.scores(opened).tolist() == predictor.scores(paths).tolist()
+    assert opened[0].size == (24, 8)  # of the caller, as it was
+
+
+def test_an_open_picture_that_breaks_off_is_named(predictor: Predictor, tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64)).save(tmp_path / "whole.bmp")
+    (tmp_path / "half.bmp").write_bytes((tmp_path / "whole.bmp").read_bytes()[:5000])
+    with pytest.raises(DataError, match=r"half\.bmp cannot be read: .*truncated"):
+        predictor.scores([Image.open(tmp_path / "half.bmp")])
+
+
+def test_few_pictures_are_read_ahead_and_threads_end(predictor: Predictor, photos: list[Path]) -> None:
+    taken: list[int] = []
+
+    def endless() -> Iterator[Path]:
+        for number in itertools.count():
+            taken.append(number)
+            yield photos[number % 5]
+
+    stream = predictor.stream(endless(), batch_size=4)
+    for _ in range(9):
+        next(stream)
+    assert len(taken) <= (3 + BATCHES_AHEAD) * 4
+    stream.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
 
 
 def test_an_array_that_is_no_picture_is_refused(predictor: Predictor) -> None:

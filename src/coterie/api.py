@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from rich.console import Console
+from torch import Tensor
 
+from coterie.class_mapping import ClassMapping, map_classes, same_classes
 from coterie.config import Config, load_config
 from coterie.data.dataset import MultiLabelDataset
 from coterie.data.loading import ResizedImages
-from coterie.evaluation import Results, evaluate_models
+from coterie.evaluation import Results, evaluate_models, to_scores
+from coterie.metrics import Definition
 from coterie.models.factory import ModelBuilder, builder_name
 from coterie.pipeline import Run, run
 from coterie.predictor import Predictor
@@ -62,25 +68,39 @@ def evaluate(
     config: Config,
     *,
     threshold: float | None = None,
+    classes: Mapping[str, str | Sequence[str]] | None = None,
+    ap: Definition = "all-point",
 ) -> Results:
     """The metrics of trained classifiers on one split: {split: {name: metrics}}.
 
-    `threshold`: by default each classifier's own, one for each class where they were tuned. `config`: the
-    device, the precision and the processes. Raises DataError where the dataset lacks a class of a classifier;
-    another order of them is put right, and further classes are left out.
+    `threshold`: by default each classifier's own, one for each class where they were tuned. `classes`: which
+    of the dataset stand for which of the classifiers, as in `map_classes`; without it they have the same
+    names, and a DataError tells where the dataset lacks one. Another order is put right, and further classes
+    are left out. `ap`: the definition of average precision. `config`: device, precision and processes.
     """
     results: Results = {split: {}}
     for name, predictor in predictors.items():
-        ordered = dataset.with_classes(predictor.class_names)
-        images = ResizedImages(ordered, predictor.checkpoint.preprocessing)
+        own = predictor.class_names
+        limits = predictor.thresholds if threshold is None else (threshold,) * len(own)
+        if classes is None:
+            mapping = same_classes(dataset.with_classes(own).class_names, own)
+        else:
+            mapping = map_classes(classes, dataset.class_names, own)
+        images = ResizedImages(mapping.dataset_of(dataset), predictor.checkpoint.preprocessing)
         measured = evaluate_models(
             {name: predictor.model},
             images,
             [split],
             make_fabric(config),
-            threshold=predictor.thresholds if threshold is None else threshold,
-            temperature=predictor.checkpoint.temperature,
+            threshold=mapping.thresholds_of(limits, own),
+            scores_of=partial(_mapped_scores, mapping, predictor),
+            ap=ap,
             workers=config.data.workers,
         )
         results[split] |= measured[split]
     return results
+
+
+def _mapped_scores(mapping: ClassMapping, predictor: Predictor, logits: Tensor) -> npt.NDArray[np.float64]:
+    scores = to_scores(logits, predictor.checkpoint.temperature).numpy()
+    return mapping.scores_of(scores, predictor.class_names)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from coterie.checkpoint import Checkpoint
 from coterie.config import Config, leaves, load_config, parse_words, validate_config
 from coterie.data.loading import ResizedImages, plain_batches
 from coterie.errors import ConfigError
-from coterie.metrics import multilabel_metrics
+from coterie.metrics import Array, Definition, multilabel_metrics
 from coterie.trainer import predict_logits
 
 # The sections and settings that a measurement depends on.
@@ -41,18 +41,20 @@ def evaluate_models(
     fabric: Fabric,
     *,
     threshold: float | Sequence[float] = 0.5,
-    temperature: float = 1.0,
+    scores_of: Callable[[Tensor], Array] | None = None,
+    ap: Definition = "all-point",
     workers: int = 0,
 ) -> Results:
     """The metrics of every model (images -> logits [B, C]) on every split; each image counts once.
 
-    `threshold`: one, or one for each class, of the scores sigmoid(logits / `temperature`).
+    `threshold`: one, or one for each class. `scores_of`: from logits to scores of the dataset's classes, by
+    default the sigmoid. `ap`: the definition of average precision.
     """
     results: Results = {}
     names = images.dataset.class_names
     for split, name, logits, targets in model_logits(models, images, splits, fabric, workers=workers):
-        scores = to_scores(logits, temperature)
-        measured = multilabel_metrics(scores, targets, threshold, class_names=names)
+        scores = (scores_of or to_scores)(logits)
+        measured = multilabel_metrics(scores, targets, threshold, class_names=names, ap=ap)
         results.setdefault(split, {})[name] = measured
     return results
 
@@ -87,6 +89,10 @@ def evaluation_config(checkpoint: Checkpoint, words: Iterable[str]) -> tuple[Con
     """
     given = parse_words(words := list(words))
     trained = validate_config(checkpoint.config)
+    if "data" not in checkpoint.config and "source" not in given.get("data", {}):
+        raise ConfigError(
+            "this checkpoint was not trained here, so it has no data of its own; name some: data=labels.csv"
+        )
     config = load_config(words, settings=checkpoint.config | {"threshold": checkpoint.threshold})
     useless = [key for key, _ in leaves(given) if key.partition(".")[0] not in EVALUATION_SETTINGS]
     if useless:
@@ -94,7 +100,10 @@ def evaluation_config(checkpoint: Checkpoint, words: Iterable[str]) -> tuple[Con
             f"setting '{useless[0]}' has no effect on an evaluation; those that have are data.*, threshold, "
             "device and precision"
         )
-    same = Path(config.data.source).resolve() == Path(trained.data.source).resolve()
+    same = (
+        "data" in checkpoint.config
+        and Path(config.data.source).resolve() == Path(trained.data.source).resolve()
+    )
     before, after = (dict(leaves(one.data.model_dump(mode="json"))) for one in (trained, config))
     for key in DRAWING_SETTINGS:
         if same and after[key] != before[key]:

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,7 @@ from coterie.errors import ConfigError, DataError
 
 Array: TypeAlias = torch.Tensor | npt.NDArray[Any]
 Scores: TypeAlias = npt.NDArray[np.floating[Any]]
+Definition = Literal["all-point", "11-point"]  # of average precision
 Part = TypeVar("Part")
 Result = TypeVar("Result")
 
@@ -38,16 +39,18 @@ ENTRY_BYTES = 32  # that a score and its target take at the most, copied and wit
 RANK_BYTES = 64  # that a score takes at the most while its class is ranked
 
 
-def average_precision(scores: Array, targets: Array) -> torch.Tensor:
+def average_precision(scores: Array, targets: Array, definition: Definition = "all-point") -> torch.Tensor:
     """Average precision [C] of each class, float64 in 0..1; NaN where no known target is positive.
 
     `scores` [N, C]: finite floats, logits or probabilities. `targets` [N, C]: 1, 0, or -1 = unknown.
-    AP = sum_n (R_n - R_(n-1)) P_n over thresholds at the distinct scores, not interpolated: the definition of
-    scikit-learn's `average_precision_score`, ties included. DataError where shapes or values do not fit.
+    "all-point": AP = sum_n (R_n - R_(n-1)) P_n over thresholds at the distinct scores, not interpolated: the
+    definition of scikit-learn's `average_precision_score`, ties included. "11-point", as in PASCAL VOC up to
+    2009 (Everingham et al., IJCV 2010): the mean over r = 0, 0.1, …, 1 of the greatest precision at any
+    threshold with a recall of r or more. DataError where shapes or values do not fit.
     """
     scores, targets = _same_shape(scores, targets)
     _in_threads(lambda rows: [None for _ in _checked_rows(scores, targets, rows)], _parts(len(scores)))
-    return torch.from_numpy(_average_precision(scores, targets))
+    return torch.from_numpy(_average_precision(scores, targets, definition))
 
 
 def multilabel_metrics(
@@ -56,10 +59,12 @@ def multilabel_metrics(
     threshold: float | Sequence[float] | Array = 0.5,
     top_k: int = 3,
     class_names: Sequence[str] | None = None,
+    ap: Definition = "all-point",
 ) -> dict[str, Any]:
     """mAP; per-class (C) and overall (O) precision, recall, F1; AP of each class: percent, ready for JSON.
 
     `scores` [N, C]: probabilities. `targets` [N, C]: 1, 0 or -1. `threshold`: one, or one for each class.
+    `ap`: the definition of AP, as in `average_precision`.
     CF1 is the harmonic mean of CP and CR; OP, OR, OF1 count the known labels of all classes together.
     `CP_top3` to `OF1_top3` are named after `top_k`; `threshold=0` makes them those of older papers, k labels
     an image. `classes_without_positives` holds names, or indices; their AP is None, and where no class has a
@@ -91,18 +96,18 @@ def multilabel_metrics(
         return counts
 
     positives, above, right, highest, right_highest = np.sum(_in_threads(count, _parts(len(scores))), axis=0)
-    ap = 100 * _average_precision(scores, targets)
-    without = np.flatnonzero(np.isnan(ap)).tolist()
+    of_classes = 100 * _average_precision(scores, targets, ap)
+    without = np.flatnonzero(np.isnan(of_classes)).tolist()
     return {
-        "mAP": None if len(without) == len(ap) else float(np.nanmean(ap)),
+        "mAP": None if len(without) == c else float(np.nanmean(of_classes)),
         **_precision_recall_f1(positives, right, above),
         **_precision_recall_f1(positives, right_highest, highest, suffix=f"_top{top_k}"),
-        "AP": [None if np.isnan(value) else value for value in ap.tolist()],
+        "AP": [None if np.isnan(value) else value for value in of_classes.tolist()],
         "classes_without_positives": without if class_names is None else [class_names[c] for c in without],
     }
 
 
-def _average_precision(scores: Array, targets: Array) -> npt.NDArray[np.float64]:
+def _average_precision(scores: Array, targets: Array, definition: Definition) -> npt.NDArray[np.float64]:
     """AP [C] of checked `scores` and `targets` [N, C], a few classes at a time."""
     n, c = scores.shape
     threads = torch.get_num_threads()
@@ -112,7 +117,8 @@ def _average_precision(scores: Array, targets: Array) -> npt.NDArray[np.float64]
     def of_classes(first: int) -> npt.NDArray[np.float64]:
         columns = _transposed(_as_floats(scores[:, first : first + step]))
         labels = _transposed(_as_numpy(targets[:, first : first + step]))
-        return np.array([_average_precision_of(*pair) for pair in zip(columns, labels, strict=True)])
+        pairs = zip(columns, labels, strict=True)
+        return np.array([_average_precision_of(*pair, definition) for pair in pairs])
 
     return np.concatenate(_in_threads(of_classes, range(0, c, step)))
 
@@ -125,7 +131,7 @@ def _transposed(block: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return columns
 
 
-def _average_precision_of(scores: Scores, targets: npt.NDArray[Any]) -> float:
+def _average_precision_of(scores: Scores, targets: npt.NDArray[Any], definition: Definition) -> float:
     """AP of one class from its checked `scores` and `targets` [N]; takes over the memory of the scores."""
     positive = np.sort(scores[np.flatnonzero(targets == PRESENT)])
     if not len(positive):
@@ -135,7 +141,12 @@ def _average_precision_of(scores: Scores, targets: npt.NDArray[Any]) -> float:
     # Recall rises only at the positives, by 1 / P each: AP is the mean of the precision at their scores.
     true_positives = len(positive) - np.searchsorted(positive, positive)
     predicted = len(scores) - np.searchsorted(scores, positive)
-    return float(np.mean(true_positives / predicted))
+    precision = true_positives / predicted
+    if definition == "all-point":
+        return float(np.mean(precision))
+    # In whole numbers: 3 of 10 positives are a recall of 0.3, though 3 * 0.1 is more than 0.3.
+    enough = (10 * true_positives >= step * len(positive) for step in range(11))
+    return float(np.mean([precision[reached].max() for reached in enough]))
 
 
 def _precision_recall_f1(

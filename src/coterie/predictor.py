@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -15,18 +18,20 @@ from PIL import Image
 from torch import Tensor, nn
 
 from coterie.checkpoint import INFO_FILE, Checkpoint, load_model
-from coterie.data.dataset import StoredImage, UnreadableImage, open_image
+from coterie.data.dataset import StoredImage, UnreadableImage, open_image, upright_rgb
 from coterie.data.transforms import to_pixels
 from coterie.errors import CheckpointError, ConfigError, DataError
 from coterie.models.factory import ModelBuilder
 from coterie.runfolder import MANIFEST_FILE
+from coterie.sources import find_pictures
 
 Picture = str | Path | StoredImage | Image.Image | npt.NDArray[np.uint8]
-# Pillow writes the first two only, and knows films by their name alone.
-IMAGE_SUFFIXES = frozenset(Image.registered_extensions()) - {".palm", ".pdf", ".mpeg", ".mpg"}
 # A model on the Hugging Face Hub, hf://user/model or hf://user/model@revision: a path has one slash after hf:
 HUB_NAME = r"[\w.-]+/[\w.-]+"
 ON_HUB = re.compile(rf"hf:/{{1,2}}({HUB_NAME}(@[\w./-]+)?)")
+Pictures = Iterable[Picture] | npt.NDArray[np.uint8]
+BATCHES_AHEAD = 3  # of decoded pictures in memory, the one that is computed among them
+DECODING_THREADS = min(16, os.cpu_count() or 1)
 
 
 @dataclass(frozen=True)
@@ -61,18 +66,19 @@ class Predictor:
         """For each class the score above which it is a label."""
         return self.checkpoint.class_thresholds()
 
-    def scores(self, pictures: Sequence[Picture], batch_size: int = 32) -> npt.NDArray[np.float32]:
-        """Scores [N, C] in 0..1 of paths, PIL images or uint8 arrays [H, W, 3]; DataError for an unreadable
-        one.
+    def scores(self, pictures: Pictures, batch_size: int = 32) -> npt.NDArray[np.float32]:
+        """Scores [N, C] in 0..1 of paths, PIL images, arrays uint8 [H, W, 3] or one array [N, H, W, 3].
+
+        DataError for a picture that cannot be read.
         """
-        parts = [np.empty((0, len(self.class_names)), np.float32)]
-        for start in range(0, len(pictures), batch_size):
-            pixels = [self._pixels(picture) for picture in pictures[start : start + batch_size]]
-            parts.append(self._forward(torch.stack(pixels)).astype(np.float32))
-        return np.concatenate(parts)
+        parts = [
+            self._forward([future.result() for _, future in batch]).astype(np.float32)
+            for batch in self._decoded(pictures, batch_size)
+        ]
+        return np.concatenate([np.empty((0, len(self.class_names)), np.float32), *parts])
 
     def predict(
-        self, pictures: Iterable[Picture], *, threshold: float | None = None, batch_size: int = 32
+        self, pictures: Pictures, *, threshold: float | None = None, batch_size: int = 32
     ) -> list[Prediction]:
         """A prediction for each picture; DataError for one that cannot be read."""
         predictions = []
@@ -83,34 +89,50 @@ class Predictor:
         return predictions
 
     def stream(
-        self, pictures: Iterable[Picture], *, threshold: float | None = None, batch_size: int = 32
-    ) -> Iterator[Prediction]:
-        """Predictions one by one, in the order of the pictures, in the memory of one batch.
+        self, pictures: Pictures, *, threshold: float | None = None, batch_size: int = 32
+    ) -> Generator[Prediction, None, None]:
+        """Predictions one by one, in the order of the pictures, in the memory of a few batches.
 
-        A picture that cannot be read gives a prediction with its `error`.
+        Threads decode the next pictures while the model computes. A picture that cannot be read gives a
+        prediction with its `error`. `threshold`: for all classes; by default the checkpoint's for each.
         """
         limits = self.thresholds if threshold is None else (threshold,) * len(self.class_names)
-        numbered = enumerate(pictures)
-        while batch := list(islice(numbered, batch_size)):
-            yield from self._predict_batch(batch, limits)
+        for batch in self._decoded(pictures, batch_size):
+            yield from self._predictions(batch, limits)
 
-    def _predict_batch(self, batch: list[tuple[int, Picture]], limits: tuple[float, ...]) -> list[Prediction]:
-        names = [
-            str(p) if isinstance(p, str | Path | StoredImage) else f"image {number}" for number, p in batch
-        ]
+    def _decoded(self, pictures: Pictures, batch_size: int) -> Iterator[list[tuple[str, Future[Tensor]]]]:
+        """(name, pixels uint8 [3, H, W] to come) of the pictures, batch by batch, as threads decode them."""
+        numbered = enumerate(pictures)
+        waiting: deque[tuple[str, Future[Tensor]]] = deque()
+        pool = ThreadPoolExecutor(DECODING_THREADS, thread_name_prefix="decode")
+        try:
+            while True:
+                for number, picture in islice(numbered, BATCHES_AHEAD * batch_size - len(waiting)):
+                    is_named = isinstance(picture, str | Path | StoredImage)
+                    name = str(picture) if is_named else f"image {number}"
+                    waiting.append((name, pool.submit(self._pixels, picture)))
+                if not waiting:
+                    return
+                yield [waiting.popleft() for _ in range(min(batch_size, len(waiting)))]
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _predictions(
+        self, batch: list[tuple[str, Future[Tensor]]], limits: tuple[float, ...]
+    ) -> list[Prediction]:
         pixels: list[Tensor] = []
         errors: dict[int, str] = {}
-        for position, (_, picture) in enumerate(batch):
+        for position, (_, future) in enumerate(batch):
             try:
-                pixels.append(self._pixels(picture))
+                pixels.append(future.result())
             except UnreadableImage as error:
                 errors[position] = error.reason
-        rows = iter(self._forward(torch.stack(pixels)) if pixels else ())
+        rows = iter(self._forward(pixels) if pixels else ())
         return [
             Prediction(name, {}, (), errors[position])
             if position in errors
             else self._prediction(name, next(rows), limits)
-            for position, name in enumerate(names)
+            for position, (name, _) in enumerate(batch)
         ]
 
     def _prediction(self, name: str, row: npt.NDArray[np.float64], limits: tuple[float, ...]) -> Prediction:
@@ -122,15 +144,15 @@ class Predictor:
         return to_pixels(self.checkpoint.preprocessing.resize(as_image(picture)))
 
     @torch.no_grad()
-    def _forward(self, pixels: Tensor) -> npt.NDArray[np.float64]:
-        images = self.checkpoint.preprocessing.normalize(pixels.to(self.device))
+    def _forward(self, pixels: list[Tensor]) -> npt.NDArray[np.float64]:
+        images = self.checkpoint.preprocessing.normalize(torch.stack(pixels).to(self.device))
         logits = self.model(images).double().cpu()  # in float32, every score near 1 is 1
         scores: npt.NDArray[np.float64] = (logits / self.checkpoint.temperature).sigmoid().numpy()
         return scores
 
 
 def as_image(picture: Picture) -> Image.Image:
-    """A picture, however it comes, in RGB and in its own size; DataError where it cannot be read."""
+    """A picture, however it comes, upright in RGB and in its own size; DataError where it cannot be read."""
     if isinstance(picture, str | Path | StoredImage):
         return open_image(Path(picture) if isinstance(picture, str) else picture)
     if isinstance(picture, np.ndarray):
@@ -139,7 +161,7 @@ def as_image(picture: Picture) -> Image.Image:
                 f"an array must be uint8 [H, W, 3] (RGB), got {picture.dtype} {list(picture.shape)}"
             )
         return Image.fromarray(picture)
-    return picture.convert("RGB")
+    return upright_rgb(picture)
 
 
 def load_classifier(
@@ -148,7 +170,8 @@ def load_classifier(
     """The classifier in a checkpoint folder, the student of a run folder, or "hf://user/model" of the Hub.
 
     `model`: the builder, for a model of your own. No code named in the files is run. Raises CheckpointError
-    where there is no checkpoint, or it is damaged; ConfigError where there is no such device.
+    where there is no checkpoint, or it is damaged; ConfigError where there is no such device. `device`:
+    "auto" is a GPU where there is one.
     """
     return Predictor(*load_model(find_checkpoint(Path(path)), model), device=_checked_device(device))
 
@@ -181,25 +204,13 @@ def fetched(path: Path) -> Path:
 
 
 def find_images(paths: Iterable[str | Path]) -> list[Path]:
-    """Files as given, and the pictures below folders, by name.
-
-    DataError for a path that is not there, and for a folder without pictures.
-    """
-    found: list[Path] = []
-    for path in map(Path, paths):
-        if not path.exists():
-            raise DataError(f"there is no picture or folder {path}")
-        if path.is_dir():
-            inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
-            if not inside:
-                raise DataError(f"folder {path} holds no picture (.jpg, .png, …)")
-            found += inside
-        else:
-            found.append(path)
-    return found
+    """Files as given, and the pictures below folders and of patterns, as `find_pictures` finds them."""
+    return [Path(str(source)) for source in find_pictures(paths)]
 
 
 def _checked_device(device: str | torch.device) -> torch.device:
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 from rich.text import Text
 
+Thing = TypeVar("Thing")
 # Where there is no terminal, and so no bar.
 SECONDS_BETWEEN_LINES = 30.0
 
@@ -96,3 +97,40 @@ class Progress:
     def _numbers(self) -> str:
         map_ = "-" if self.last["val_mAP"] is None else f"{self.last['val_mAP']:.1f}"
         return f"epoch {self.last['epoch']}/{self.epochs}  loss {self.last['loss']:.3f}  val mAP {map_}"
+
+
+class Counter:
+    """Counts things of unknown number: on a terminal a line with the speed, elsewhere nothing."""
+
+    def __init__(self, what: str, console: Console) -> None:
+        self._rich = RichProgress(
+            SpinnerColumn(),
+            TextColumn("{task.completed:,.0f} {task.description}"),
+            TextColumn("{task.fields[speed]}"),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal or console.quiet,
+        )
+        self._task = self._rich.add_task(what, total=None, speed="")
+
+    def advance(self) -> None:
+        """Count one more."""
+        self._rich.advance(self._task)
+        task = self._rich.tasks[0]
+        if task.speed:
+            self._rich.update(self._task, speed=f"{task.speed:.0f}/s")
+
+    def each(self, things: Iterable[Thing]) -> Iterator[Thing]:
+        """The things, each counted."""
+        for thing in things:
+            yield thing
+            self.advance()
+
+    def __enter__(self) -> Self:
+        self._rich.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._rich.stop()

@@ -248,6 +248,7 @@ def import_cpsd(
     own = {} if words is None else {LABEL_VECTORS: words.vectors.half().float()}  # the release halves them
     matched = _matched(state, released, network.state_dict(), path, given=own)
     network.load_state_dict(matched, strict=False)
+    values = Config(model=settings, threshold=THRESHOLD).to_values()
     checkpoint = Checkpoint(
         name=name,
         class_names=tuple(class_names),
@@ -255,7 +256,7 @@ def import_cpsd(
         preprocessing=factory.preprocessing,
         threshold=THRESHOLD,
         metrics={},
-        config=Config(model=settings, threshold=THRESHOLD).to_values(),
+        config={key: value for key, value in values.items() if key != "data"},  # it has none of its own here
     )
     save_checkpoint(folder, network, checkpoint)
     size = factory.preprocessing.image_size

@@ -56,7 +56,10 @@ class Commands(TyperGroup):
         except CoterieError as error:
             _fail(str(error))
         except KeyboardInterrupt:
-            _fail("stopped; a run goes on from its last finished epoch with the same command", status=130)
+            _fail(
+                "stopped; the same command, given again, goes on: a run from its last finished epoch",
+                status=130,
+            )
         except BrokenPipeError:  # what reads our output has enough, as in `coterie predict … | head`
             raise
         except OSError as error:

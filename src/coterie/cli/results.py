@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,7 @@ import typer
 from rich.console import Console
 
 from coterie.cli.app import ListsOfNames, OwnModel, SettingWords, app
-from coterie.errors import DataError, shortened
+from coterie.errors import DataError
 
 
 @app.command()
@@ -28,11 +29,29 @@ def diagnose(
     show_run(path, split, pairs, Console())
 
 
+class ApDefinition(StrEnum):
+    ALL_POINT = "all-point"
+    ELEVEN_POINT = "11-point"
+
+
 @app.command()
 def evaluate(
     path: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or one checkpoint in it.")],
     words: SettingWords = None,
     split: Annotated[str, typer.Option(help="The split to measure on.")] = "test",
+    classes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Which classes of the data stand for which of the model; 'same': those of one name.",
+        ),
+    ] = None,
+    ap: Annotated[
+        ApDefinition, typer.Option(help="How average precision is defined; 11-point is that of VOC 2007.")
+    ] = ApDefinition.ALL_POINT,
+    allow_overlap: Annotated[
+        bool, typer.Option("--allow-overlap", help="Measure on images of the training, too.")
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="Write all metrics to this JSON file.")] = None,
     model: OwnModel = None,
 ) -> None:
@@ -43,35 +62,22 @@ def evaluate(
     Without data= the data are those of the run. Of another table without splits, every image is measured.
     Besides data.*, the settings threshold, device and precision have an effect.
     """
-    from coterie.api import evaluate as measure
-    from coterie.checkpoint import INFO_FILE
-    from coterie.data.reading import read_split
-    from coterie.evaluation import evaluation_config, left_out_notes, results_table
     from coterie.files import atomic_write
+    from coterie.measurement import evaluate_path, show_evaluation
     from coterie.models.factory import import_builder
-    from coterie.predictor import fetched, find_checkpoint, load_classifier
-    from coterie.progress import say
 
-    builder = import_builder(model) if model else None
-    path = fetched(path)
-    trainings = [path.name] if (path / INFO_FILE).exists() else ["baseline", "student"]
-    predictors = {name: load_classifier(find_checkpoint(path, name), builder) for name in trainings}
-    saved = next(iter(predictors.values()))
-    config, own = evaluation_config(saved.checkpoint, words or ())
-    dataset = read_split(config, split, drawn=own)
-    given = config.threshold if any(word.startswith("threshold=") for word in words or ()) else None
-    results = measure(predictors, dataset, split, config, threshold=given)
-    console = Console()
-    for note in dataset.notes:
-        say(console, f"note: {note}")
-    further = [name for name in dataset.class_names if name not in saved.class_names]
-    if further:
-        say(console, f"note: classes that the model does not know are left out: {shortened(further)}")
-    console.print(results_table(results, f"{dataset.name}, threshold {config.threshold}"))
-    for note in left_out_notes(results):
-        say(console, note)
+    evaluation = evaluate_path(
+        path,
+        words or (),
+        split,
+        classes=classes,
+        ap=ap.value,
+        allow_overlap=allow_overlap,
+        builder=import_builder(model) if model else None,
+    )
+    show_evaluation(evaluation, Console())
     if out is not None:
-        atomic_write(out, json.dumps(results, indent=1, ensure_ascii=False))
+        atomic_write(out, json.dumps(evaluation.describe(), indent=1, ensure_ascii=False))
 
 
 @app.command(cls=ListsOfNames)

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import sys
-from collections.abc import Iterable, Iterator
-from enum import StrEnum
+from io import BufferedIOBase
 from pathlib import Path
-from typing import Annotated, TextIO
+from typing import Annotated, cast
 
 import typer
 from rich.console import Console
 
 from coterie.cli.app import OwnModel, app
-from coterie.errors import DataError
-
-
-class OutputFormat(StrEnum):
-    TABLE = "table"
-    CSV = "csv"
-    JSONL = "jsonl"
+from coterie.errors import ConfigError, DataError, counted
+from coterie.formats import Format
 
 
 @app.command()
@@ -75,18 +68,34 @@ def tune(
 @app.command()
 def predict(
     path: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder (its student), or a checkpoint.")],
-    images: Annotated[
-        list[Path], typer.Argument(metavar="PICTURE", help="Pictures, and folders of pictures.")
+    pictures: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="PICTURE",
+            help="Files, folders, patterns such as 'photos/**/*.jpg'; - reads paths from stdin.",
+        ),
     ],
-    format: Annotated[OutputFormat, typer.Option(help="How to print the labels.")] = OutputFormat.TABLE,
+    format: Annotated[
+        Format | None, typer.Option(help="By default what the name of --out says, else a table.")
+    ] = None,
     threshold: Annotated[
         float | None,
         typer.Option(min=0, max=1, help="Score above which a label is given; else the checkpoint's."),
     ] = None,
     top: Annotated[int | None, typer.Option(min=1, help="The best labels, whatever their scores.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Write to this file instead of the screen.")] = None,
+    classes: Annotated[
+        list[str] | None,
+        typer.Option("--class", metavar="NAME", help="Give this label alone; may be repeated."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Write to this file. Given again, the command goes on where it was.")
+    ] = None,
     model: OwnModel = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, …")] = "cpu",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, …")] = "auto",
+    allow_urls: Annotated[bool, typer.Option("--allow-urls", help="Download http(s)://… too.")] = False,
+    allow_private: Annotated[
+        bool, typer.Option("--allow-private", help="Download from this machine and private networks too.")
+    ] = False,
 ) -> None:
     """Give pictures their labels, best first, with scores.
 
@@ -94,60 +103,33 @@ def predict(
 
     A picture that cannot be read gets a row with the reason, and the exit status is 1.
     """
+    from coterie.download import Limits
     from coterie.models.factory import import_builder
-    from coterie.predictor import Prediction, find_images, load_classifier
+    from coterie.predictions import Selection, Tally, predict_rows, predict_to_file, write_rows
+    from coterie.predictor import load_classifier
+    from coterie.progress import Counter
+    from coterie.sources import find_pictures
 
+    format = format or Format.of(out)
+    if format is Format.PARQUET and out is None:
+        raise ConfigError("Parquet is written to a file; name it with --out")
     predictor = load_classifier(path, import_builder(model) if model else None, device)
-    pictures = find_images(images)
-    failed: list[Prediction] = []
-
-    def rows() -> Iterator[tuple[Prediction, dict[str, float]]]:
-        for prediction in predictor.stream(pictures, threshold=threshold):
-            if prediction.error is not None:
-                failed.append(prediction)
-            best = sorted(prediction.scores, key=lambda label: -prediction.scores[label])[:top]
-            chosen = best if top is not None else prediction.labels
-            yield prediction, {label: prediction.scores[label] for label in chosen}
-
-    written = ((prediction.image, labels, prediction.error) for prediction, labels in rows())
-    if out is None:
-        _write_predictions(written, format, sys.stdout)
-    else:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        if out.is_dir():
-            raise DataError(f"--out {out} is a folder; name a file")
-        unfinished = out.with_name(f".{out.name}.tmp")  # half a table would look like a whole one
-        try:
-            with unfinished.open("w", encoding="utf-8", newline="") as file:
-                _write_predictions(written, format, file)
-            unfinished.replace(out)
-        finally:
-            unfinished.unlink(missing_ok=True)
-    if failed:
+    selection = Selection(threshold, top, None if classes is None else tuple(classes))
+    selection.check(predictor.class_names)
+    web = Limits(private=allow_private) if allow_urls or allow_private else None
+    found = find_pictures(pictures, listed=cast(BufferedIOBase, sys.stdin.buffer), web=web)
+    tally = Tally()
+    # on one terminal with the rows, the count would stand between them
+    with Counter("pictures", Console(stderr=True, quiet=out is None and sys.stdout.isatty())) as counter:
+        if out is not None:
+            tally = predict_to_file(predictor, found, selection, out, format, counter.advance)
+        else:
+            rows = predict_rows(predictor, found, selection, tally)
+            write_rows(counter.each(rows), format, sys.stdout)
+    if not tally.pictures:
+        raise DataError("there is no picture: standard input names none")
+    if tally.first is not None:
         raise DataError(
-            f"{len(failed)} of {len(pictures)} pictures cannot be read; the first: {failed[0].image} "
-            f"({failed[0].error})"
+            f"{tally.failed:,} of {counted(tally.pictures, 'picture')} cannot be read; the first: "
+            f"{tally.first.image} ({tally.first.error})"
         )
-
-
-def _write_predictions(
-    rows: Iterable[tuple[str, dict[str, float], str | None]], format: OutputFormat, file: TextIO
-) -> None:
-    """One row for each picture: image, labels with scores, error."""
-    if format is OutputFormat.TABLE:
-        for image, labels, error in rows:
-            shown = ", ".join(f"{label} {score:.2f}" for label, score in labels.items()) or "-"
-            print(f"{image}: {error or shown}", file=file)
-    elif format is OutputFormat.CSV:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["image", "label", "score", "error"])
-        for image, labels, error in rows:
-            for label, score in labels.items():
-                writer.writerow([image, label, f"{score:.6f}", ""])
-            if error or not labels:
-                writer.writerow([image, "", "", error or ""])
-    else:
-        for image, labels, error in rows:
-            rounded = {label: round(score, 6) for label, score in labels.items()}
-            line = {"image": image, "labels": rounded} | ({"error": error} if error else {})
-            print(json.dumps(line, ensure_ascii=False), file=file)

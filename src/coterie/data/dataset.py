@@ -214,6 +214,18 @@ def open_image(
         raise kind(place, _reason(source, error)) from None
 
 
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """A picture that is open already as `open_image` gives it; UnreadableImage where it cannot be decoded."""
+    try:
+        image.load()
+        with contextlib.suppress(Exception):  # as in _upright, but the picture of the caller stays as it is
+            image = ImageOps.exif_transpose(image)
+        return _rgb(image)
+    except Exception as error:
+        place = getattr(image, "filename", "") or "of Pillow"
+        raise UnreadableImage(place, str(error) or type(error).__name__) from None
+
+
 def size_in_bytes(source: ImageSource | npt.NDArray[np.uint8]) -> int:
     """Of a picture as it is stored: a file, a part of one, or an array."""
     if isinstance(source, np.ndarray):

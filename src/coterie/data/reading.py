@@ -253,10 +253,14 @@ def _with_official_val(dataset: MultiLabelDataset, name: str, config: DataConfig
     return replace(dataset, splits=splits, notes=(*dataset.notes, note))
 
 
+def drops_unlabelled(name: str, config: DataConfig) -> bool:
+    """Whether images without a label are left out of data in the format `name`."""
+    return (config.unlabelled or ("drop" if name in DROPS_UNLABELLED else "keep")) == "drop"
+
+
 def _without_unlabelled(dataset: MultiLabelDataset, name: str, config: DataConfig) -> MultiLabelDataset:
-    drops = (config.unlabelled or ("drop" if name in DROPS_UNLABELLED else "keep")) == "drop"
     labelled = (dataset.targets == PRESENT).any(axis=1)
-    if not drops or labelled.all():
+    if not drops_unlabelled(name, config) or labelled.all():
         return dataset
     if not labelled.any():
         raise DataError(f"no image of {dataset.name} has a label; a training needs images with labels")

@@ -1,0 +1,127 @@
+"""What prediction costs beside the model: its throughput against a bare loop over the same decoded batches.
+
+python -m benchmarks.predict [--images N] [--photos FOLDER] [--model NAME] [--size PIXELS] [--device NAME]
+
+On generated photographs (JPEG, 640 x 480) and, where `--photos` or COTERIE_DATA has them, on those of
+Corel5k. The bare loop has its batches in memory as float32 already, and gives scores. Exits with 1 where
+prediction has less than 0.9 of its throughput. Other work on the machine shows in the ratio.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from coterie.checkpoint import Checkpoint
+from coterie.config import ModelConfig
+from coterie.models.factory import ModelFactory
+from coterie.predictions import Selection, Tally, predict_rows
+from coterie.predictor import DECODING_THREADS, Predictor
+from coterie.sources import find_pictures
+
+LEAST = 0.9
+BATCH = 32
+CLASSES = 80
+ROUNDS = 3
+
+
+def write_pictures(folder: Path, count: int) -> None:
+    """JPEG files of 640 x 480, as smooth and as noisy as photographs about are: some 60 kB each."""
+    rng = np.random.default_rng(0)
+    for number in range(count):
+        coarse = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8))
+        smooth = np.asarray(coarse.resize((640, 480), Image.Resampling.BICUBIC), dtype=np.int16)
+        noisy = smooth + rng.normal(0, 8, smooth.shape).astype(np.int16)
+        Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(folder / f"{number:05d}.jpg", quality=85)
+
+
+def make_predictor(name: str, size: int, device: str) -> Predictor:
+    """A classifier with random weights: they do not change what it costs."""
+    factory = ModelFactory(ModelConfig(name=name, image_size=size))
+    names = tuple(f"class {number}" for number in range(CLASSES))
+    checkpoint = Checkpoint("student", names, {}, factory.preprocessing, 0.5, {}, {})
+    return Predictor(factory.build(names, seed=0), checkpoint, device)
+
+
+@torch.no_grad()
+def bare_speed(predictor: Predictor, paths: list[Path]) -> float:
+    """Images in a second through the model alone, in batches that are decoded and normalised before."""
+    pixels = [predictor._pixels(path) for path in paths]
+    normalize = predictor.checkpoint.preprocessing.normalize
+    batches = [
+        normalize(torch.stack(pixels[start : start + BATCH]).to(predictor.device))
+        for start in range(0, len(pixels), BATCH)
+    ]
+    predictor.model(batches[0])
+    begun = time.perf_counter()
+    for batch in batches:
+        predictor.model(batch).float().sigmoid().cpu().numpy()
+    return len(paths) / (time.perf_counter() - begun)
+
+
+def predicting_speed(predictor: Predictor, paths: list[Path]) -> float:
+    """Images in a second from files to rows."""
+    begun = time.perf_counter()
+    rows = sum(1 for _ in predict_rows(predictor, paths, Selection(top=5), Tally()))
+    assert rows == len(paths)
+    return rows / (time.perf_counter() - begun)
+
+
+def decoding_speed(predictor: Predictor, paths: list[Path]) -> float:
+    """Images in a second that one thread decodes and resizes."""
+    begun = time.perf_counter()
+    for path in paths:
+        predictor._pixels(path)
+    return len(paths) / (time.perf_counter() - begun)
+
+
+def measure(title: str, predictor: Predictor, paths: list[Path]) -> float:
+    """Print the speeds, in turns so that the machine's moods meet both; the ratio of the best of each."""
+    predicting_speed(predictor, paths[: 2 * BATCH])
+    turns = [(bare_speed(predictor, paths), predicting_speed(predictor, paths)) for _ in range(ROUNDS)]
+    bare, predicting = (max(speeds) for speeds in zip(*turns, strict=True))
+    decoding = decoding_speed(predictor, paths)
+    ratio = predicting / bare
+    print(
+        f"{title}: {len(paths):,} images, bare loop {bare:.1f}/s, prediction {predicting:.1f}/s, "
+        f"ratio {ratio:.3f}; one thread decodes {decoding:.0f}/s"
+    )
+    return float(ratio)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    data = os.environ.get("COTERIE_DATA")
+    parser.add_argument("--images", type=int, default=500)
+    parser.add_argument("--photos", type=Path, default=Path(data) / "corel5k" / "images" if data else None)
+    parser.add_argument("--model", default="squeezenet1_1")
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--device", default="cpu")
+    options = parser.parse_args()
+    predictor = make_predictor(options.model, options.size, options.device)
+    print(
+        f"{options.model} at {options.size} pixels on {predictor.device}: {torch.get_num_threads()} threads "
+        f"compute, {DECODING_THREADS} decode, {os.cpu_count()} processors"
+    )
+    ratios = []
+    with tempfile.TemporaryDirectory() as folder:
+        write_pictures(Path(folder), options.images)
+        paths = [Path(str(source)) for source in find_pictures([folder])]
+        ratios.append(measure("generated", predictor, paths))
+    if options.photos is not None and options.photos.is_dir():
+        paths = [Path(str(source)) for source in find_pictures([options.photos])][: options.images]
+        ratios.append(measure("photographs", predictor, paths))
+    if min(ratios) < LEAST:
+        sys.exit(f"prediction has {min(ratios):.3f} of the bare loop's throughput, less than {LEAST}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,223 @@
+"""The models of a run, or a checkpoint, measured on any data: what is checked before, and said with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from coterie.api import evaluate
+from coterie.checkpoint import INFO_FILE, Checkpoint
+from coterie.class_mapping import SAME, ClassMapping, map_classes, read_mapping, same_classes
+from coterie.config import Config, parse_words, validate_config
+from coterie.data.dataset import PRESENT, MultiLabelDataset
+from coterie.data.presence import places_of
+from coterie.data.reading import drops_unlabelled, format_of, read_dataset, read_split
+from coterie.data.splits import ensure_splits
+from coterie.errors import CoterieError, DataError, counted, shortened
+from coterie.evaluation import Results, evaluation_config, left_out_notes, results_table
+from coterie.metrics import Definition
+from coterie.models.factory import ModelBuilder
+from coterie.predictor import Predictor, fetched, find_checkpoint, load_classifier
+from coterie.progress import say
+
+MARKED = {"voc": ("difficult", "voc.difficult"), "coco": ("crowd", "coco.crowd")}
+MEANINGS = {"positive": "present", "ignore": "unknown", "negative": "absent"}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured, of what, and by which conventions {name: what holds}."""
+
+    results: Results
+    dataset: MultiLabelDataset
+    mapping: ClassMapping
+    conventions: dict[str, str]
+
+    def describe(self) -> dict[str, Any]:
+        """For JSON: the metrics by split and model, the conventions, and the classes that were left out."""
+        return {
+            **self.results,
+            "conventions": {
+                **self.conventions,
+                "classes of the data left out": list(self.mapping.unmapped_dataset),
+                "classes of the model left out": list(self.mapping.unmapped_model),
+            },
+        }
+
+
+def evaluate_path(
+    path: Path,
+    words: Sequence[str],
+    split: str,
+    *,
+    classes: str | None = None,
+    ap: Definition = "all-point",
+    allow_overlap: bool = False,
+    builder: ModelBuilder | None = None,
+) -> Evaluation:
+    """Measure the checkpoint, or baseline and student of the run, at `path` on a split of the data that
+    `words` name, by default those of the training.
+
+    `classes`: a file for `read_mapping`, or "same" for the classes of the same name; without it the data must
+    have every class of the model. DataError where images of the split were trained on, unless
+    `allow_overlap`.
+    """
+    path = fetched(path)
+    names = [path.name] if (path / INFO_FILE).exists() else ["baseline", "student"]
+    predictors = {name: load_classifier(find_checkpoint(path, name), builder) for name in names}
+    checkpoint = next(iter(predictors.values())).checkpoint
+    config, own = evaluation_config(checkpoint, words)
+    if own:
+        _check_own_data(config)
+    dataset = read_split(config, split, drawn=own)
+    if not allow_overlap:
+        _check_overlap(checkpoint, dataset, split, own)
+    mapping = _mapping(classes, dataset, checkpoint.class_names)
+    threshold = config.threshold if "threshold" in parse_words(words) else None
+    results = evaluate(
+        predictors,
+        dataset,
+        split,
+        config,
+        threshold=threshold,
+        classes={name: one.model for one in mapping.measured for name in one.dataset},
+        ap=ap,
+    )
+    conventions = {
+        "threshold": _thresholds(predictors, threshold),
+        "average precision": AP_MEANINGS[ap],
+        **_label_conventions(config, mapping.dataset_of(dataset)),
+    }
+    return Evaluation(results, dataset, mapping, conventions)
+
+
+AP_MEANINGS = {
+    "all-point": "all-point: every positive, not interpolated",
+    "11-point": "11-point, interpolated, as in VOC 2007",
+}
+
+
+def show_evaluation(evaluation: Evaluation, console: Console) -> None:
+    """Print notes, what was left out, the table, and the conventions."""
+    for note in evaluation.dataset.notes:
+        say(console, f"note: {note}")
+    mapping = evaluation.mapping
+    for names, which in (
+        (mapping.unmapped_dataset, "classes of the data that the model does not know"),
+        (mapping.unmapped_model, "classes of the model that the data do not have"),
+    ):
+        if names:
+            say(console, f"note: {which} are left out: {shortened(names)}")
+    for one in mapping.measured:
+        if len(one.dataset) > 1:
+            say(console, f"note: '{one.name}' is present where any of {shortened(one.dataset)} is")
+        if len(one.model) > 1:
+            say(console, f"note: '{one.name}' has the greatest score of {shortened(one.model)}")
+    threshold = evaluation.conventions["threshold"]
+    console.print(results_table(evaluation.results, f"{evaluation.dataset.name}, threshold {threshold}"))
+    for note in left_out_notes(evaluation.results):
+        say(console, note)
+    for name, what in evaluation.conventions.items():
+        say(console, f"{name}: {what}")
+
+
+def _mapping(classes: str | None, dataset: MultiLabelDataset, model: Sequence[str]) -> ClassMapping:
+    if classes is None:
+        try:
+            dataset.with_classes(model)
+        except DataError as error:
+            raise DataError(
+                f"{error}; --classes same measures those of the same name, --classes FILE maps the others"
+            ) from None
+    if classes is None or classes == SAME:
+        return same_classes(dataset.class_names, model)
+    return map_classes(read_mapping(Path(classes)), dataset.class_names, model)
+
+
+def _check_own_data(config: Config) -> None:
+    """DataError where the data of the training are not there any more."""
+    source, path = config.data.source, Path(config.data.source)
+    elsewhere = source == "scenes" or config.data.format == "huggingface" or any(c in source for c in "*?{")
+    if not elsewhere and not path.exists():
+        raise DataError(
+            f"the data that the model was trained on are not there any more: {path.absolute()}; "
+            "name others: data=…"
+        )
+
+
+def _check_overlap(checkpoint: Checkpoint, dataset: MultiLabelDataset, split: str, own: bool) -> None:
+    """DataError where images of the split were trained on, as far as the table of the training tells."""
+    if own:
+        shared = list(dataset.image_ids) if split == "train" else []
+    else:
+        shared = _trained_on(checkpoint, dataset)
+    if shared:
+        raise DataError(
+            f"{len(shared):,} of {counted(len(dataset), 'image')} of split '{split}' were trained on: "
+            f"{shortened(shared)}; metrics on them say nothing about other images. --allow-overlap measures "
+            "all the same"
+        )
+
+
+def _trained_on(checkpoint: Checkpoint, dataset: MultiLabelDataset) -> list[str]:
+    """The ids of the images that the table of the training has in train, by their files."""
+    if "data" not in checkpoint.config or isinstance(dataset.images, np.ndarray):
+        return []
+    trained = validate_config(checkpoint.config)
+    try:
+        if format_of(trained.data) != "table":
+            return []
+        table = read_dataset(trained.data, trained.seed)
+        table = ensure_splits(table, trained.data.val_fraction, trained.data.test_fraction, trained.seed)
+    except CoterieError:  # it is gone, or another one by now
+        return []
+    places = set(places_of(_paths(table.images[index] for index in table.indices("train"))))
+    files = [
+        (name, image)
+        for name, image in zip(dataset.image_ids, dataset.images, strict=True)
+        if isinstance(image, Path)
+    ]
+    found = places_of([image for _, image in files])
+    return [name for (name, _), place in zip(files, found, strict=True) if place in places]
+
+
+def _paths(images: Iterable[Any]) -> list[Path]:
+    return [image for image in images if isinstance(image, Path)]
+
+
+def _thresholds(predictors: dict[str, Predictor], given: float | None) -> str:
+    """The threshold of all, or in words where classes or models have their own."""
+    if given is not None:
+        return str(given)
+    said = {name: _threshold_of(predictor) for name, predictor in predictors.items()}
+    if len(set(said.values())) == 1:
+        return next(iter(said.values()))
+    return "; ".join(f"{name}: {words}" for name, words in said.items())
+
+
+def _threshold_of(predictor: Predictor) -> str:
+    checkpoint, limits = predictor.checkpoint, set(predictor.thresholds)
+    if checkpoint.thresholds is None:
+        return str(checkpoint.threshold)
+    tuned = f"{limits.pop():.4f}, tuned" if len(limits) == 1 else "by class, tuned"
+    return f"{tuned} at temperature {checkpoint.temperature:.3f}"
+
+
+def _label_conventions(config: Config, dataset: MultiLabelDataset) -> dict[str, str]:
+    kind = format_of(config.data)
+    without = int((~(dataset.targets == PRESENT).any(axis=1)).sum())
+    is_dropped = drops_unlabelled(kind, config.data)
+    measured = f"{without:,} of {counted(len(dataset), 'image')} measured have no label of a measured class"
+    said = {"images without labels": f"{'dropped' if is_dropped else 'kept'}; {measured}"}
+    if kind in MARKED:
+        what, key = MARKED[kind]
+        section = getattr(config.data, kind)
+        said[f"{what} objects"] = (
+            f"a class with these alone is {MEANINGS[getattr(section, what)]} (data.{key})"
+        )
+    return said
