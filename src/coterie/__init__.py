@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from coterie.data.voc import read_voc
     from coterie.data.webdataset import read_webdataset
     from coterie.errors import CoterieError
+    from coterie.explain import make_explainer
     from coterie.labels import CooccurrenceGraph, Partition, partition_labels
     from coterie.metrics import multilabel_metrics
     from coterie.pipeline import Run, run
@@ -39,6 +40,7 @@ __all__ = [
     "fit",
     "load_classifier",
     "load_config",
+    "make_explainer",
     "make_scenes",
     "multilabel_metrics",
     "partition_labels",
@@ -65,6 +67,7 @@ _MODULES = {
     "coterie.data.voc": ("read_voc",),
     "coterie.data.webdataset": ("read_webdataset",),
     "coterie.errors": ("CoterieError",),
+    "coterie.explain": ("make_explainer",),
     "coterie.labels": ("CooccurrenceGraph", "Partition", "partition_labels"),
     "coterie.metrics": ("multilabel_metrics",),
     "coterie.pipeline": ("Run", "run"),

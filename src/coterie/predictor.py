@@ -115,15 +115,7 @@ class Predictor:
         return Prediction(name, scores, tuple(sorted(above, key=lambda label: -scores[label])))
 
     def _pixels(self, picture: Picture) -> Tensor:
-        if isinstance(picture, str | Path | StoredImage):
-            picture = open_image(Path(picture) if isinstance(picture, str) else picture)
-        elif isinstance(picture, np.ndarray):
-            if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
-                raise DataError(
-                    f"an array must be uint8 [H, W, 3] (RGB), got {picture.dtype} {list(picture.shape)}"
-                )
-            picture = Image.fromarray(picture)
-        return to_pixels(self.checkpoint.preprocessing.resize(picture.convert("RGB")))
+        return to_pixels(self.checkpoint.preprocessing.resize(as_image(picture)))
 
     @torch.no_grad()
     def _forward(self, pixels: Tensor) -> npt.NDArray[np.float64]:
@@ -131,6 +123,19 @@ class Predictor:
         logits = self.model(images).double().cpu()  # in float32, every score near 1 is 1
         scores: npt.NDArray[np.float64] = (logits / self.checkpoint.temperature).sigmoid().numpy()
         return scores
+
+
+def as_image(picture: Picture) -> Image.Image:
+    """A picture, however it comes, in RGB and in its own size; DataError where it cannot be read."""
+    if isinstance(picture, str | Path | StoredImage):
+        return open_image(Path(picture) if isinstance(picture, str) else picture)
+    if isinstance(picture, np.ndarray):
+        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
+            raise DataError(
+                f"an array must be uint8 [H, W, 3] (RGB), got {picture.dtype} {list(picture.shape)}"
+            )
+        return Image.fromarray(picture)
+    return picture.convert("RGB")
 
 
 def load_classifier(

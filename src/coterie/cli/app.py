@@ -53,6 +53,8 @@ class ListsOfValues(TyperCommand):
     A list ends at the next option, and at the next setting, which has a "=".
     """
 
+    takes_settings = True
+
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         lists = {name for option in self.params if getattr(option, "multiple", False) for name in option.opts}
         spread: list[str] = []
@@ -60,12 +62,18 @@ class ListsOfValues(TyperCommand):
         for position, word in enumerate(args):
             if word.startswith("--"):
                 option = word if word in lists else None
-            elif "=" in word:
+            elif "=" in word and self.takes_settings:
                 option = None
             elif option is not None and args[position - 1] != option:
                 spread.append(option)
             spread.append(word)
         return super().parse_args(ctx, spread)
+
+
+class ListsOfNames(ListsOfValues):
+    """The same for a command without settings: a name may have a "=" in it."""
+
+    takes_settings = False
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Commands that look at what a run has learned: diagnose, evaluate."""
+"""Commands that look at what a run has learned: diagnose, evaluate, explain."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from coterie.cli.app import OwnModel, SettingWords, app
-from coterie.errors import shortened
+from coterie.cli.app import ListsOfNames, OwnModel, SettingWords, app
+from coterie.errors import DataError, shortened
 
 
 @app.command()
@@ -71,3 +71,63 @@ def evaluate(
         say(console, note)
     if out is not None:
         atomic_write(out, json.dumps(results, indent=1, ensure_ascii=False))
+
+
+@app.command(cls=ListsOfNames)
+def explain(
+    path: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or one checkpoint.")],
+    images: Annotated[
+        list[Path], typer.Argument(metavar="PICTURE", help="Pictures, and folders of pictures.")
+    ],
+    classes: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME...", help="The classes to show; by default the best of each picture."),
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, help="How many classes, where none are named.")] = 3,
+    against: Annotated[
+        Path | None,
+        typer.Option(metavar="BASELINE", help="A checkpoint, or a run for its baseline."),
+    ] = None,
+    out: Annotated[
+        Path, typer.Option(help="The sheet, or a folder that gets a sheet for each picture.")
+    ] = Path("maps.png"),
+    layer: Annotated[
+        str | None, typer.Option(metavar="MODULE", help="Look at this module of the model, by Grad-CAM.")
+    ] = None,
+    model: OwnModel = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, …")] = "cpu",
+) -> None:
+    """Draw where a model looks: maps of classes over pictures, of a run baseline, teachers and student.
+
+    Example: coterie explain runs/x photo.jpg folder/ --classes dog cat --out maps.png
+
+    A picture that cannot be read is left out and named, and the exit status is 1.
+    """
+    from functools import partial
+
+    from coterie.explain.columns import find_models
+    from coterie.explain.sheet import write_sheets
+    from coterie.models.factory import import_builder
+    from coterie.predictor import find_images, load_classifier
+    from coterie.progress import say
+
+    builder = import_builder(model) if model else None
+    pictures = find_images(images)
+    models = find_models(path, against, partial(load_classifier, model=builder, device=device), layer)
+    console = Console()
+    with console.status("drawing") as status:
+        done = 0
+
+        def count() -> None:
+            nonlocal done
+            done += 1
+            status.update(f"drawing: {done} of {len(pictures)} pictures")
+
+        written, failures = write_sheets(models, pictures, out, classes, top, count)
+    if written:
+        say(console, f"written to {written[0] if len(written) == 1 else out}")
+    if failures:
+        raise DataError(
+            f"{len(failures)} of {len(pictures)} pictures cannot be read; the first: {failures[0].path} "
+            f"({failures[0].reason})"
+        )

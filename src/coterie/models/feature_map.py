@@ -61,6 +61,11 @@ def without_pooling(backbone: nn.Module, name: str, num_features: int) -> Featur
     except NO_MAP_ERRORS as error:
         reason = str(error).rstrip(".") or type(error).__name__
         raise no_feature_map(name, f"timm says, {reason}") from None
+    return map_form(backbone, name, num_features)
+
+
+def map_form(backbone: nn.Module, name: str, num_features: int) -> FeatureMap:
+    """In which form a timm model gives the features of every position."""
     prefix_tokens = getattr(backbone, "num_prefix_tokens", None)
     if prefix_tokens is None:
         prefix_tokens = int(getattr(backbone, "cls_token", None) is not None)

@@ -25,16 +25,19 @@ class CsraHead(nn.Module):
         self.scores = nn.Conv2d(num_features, len(self.temperatures) * num_classes, kernel_size=1, bias=False)
 
     def forward(self, features: Tensor) -> Tensor:
+        logits = [
+            head.mean(dim=2) + self.weight * _attended(head, temperature)
+            for head, temperature in zip(self.position_scores(features), self.temperatures, strict=True)
+        ]
+        return torch.stack(logits).sum(dim=0)
+
+    def position_scores(self, features: Tensor) -> tuple[Tensor, ...]:
+        """Of each attention head the scores [B, C, positions]."""
         scores = self.scores(features).flatten(2)  # [B, heads * C, positions]
         if self.normalize:
             scores = scores / self.scores.weight.flatten(1).norm(dim=1)[:, None]
-        logits = [
-            head.mean(dim=2) + self.weight * _attended(head, temperature)
-            for head, temperature in zip(
-                scores.chunk(len(self.temperatures), dim=1), self.temperatures, strict=True
-            )
-        ]
-        return torch.stack(logits).sum(dim=0)
+        heads: tuple[Tensor, ...] = scores.chunk(len(self.temperatures), dim=1)
+        return heads
 
 
 def _attended(scores: Tensor, temperature: float | str) -> Tensor:

@@ -99,9 +99,14 @@ class SelfAttention(nn.Module):
         self.output = nn.Linear(heads * head_width, width)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        batch, length, _ = tokens.shape
-        projected = self.project(tokens).view(batch, length, 3, self.heads, -1)
-        queries, keys, values = projected.permute(2, 0, 3, 1, 4)  # each [B, heads, N, head_width]
+        queries, keys, values = self.projected(tokens)
         seen = functional.scaled_dot_product_attention(queries, keys, values)
         result: Tensor = self.output(seen.transpose(1, 2).flatten(2))
         return result
+
+    def projected(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, each [B, heads, N, head_width]."""
+        batch, length, _ = tokens.shape
+        projected = self.project(tokens).view(batch, length, 3, self.heads, -1)
+        queries, keys, values = projected.permute(2, 0, 3, 1, 4)
+        return queries, keys, values
