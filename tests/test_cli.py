@@ -261,6 +261,17 @@ def test_partitions_are_shown_and_written(coterie_command: Command, table: Path,
     for branch in ("co-occurrence", "dis-occurrence"):
         content = json.loads((tmp_path / "groups" / f"{branch}.json").read_text())
         assert sorted(name for group in content["groups"] for name in group) == sorted(CLASS_NAMES)
+        drawn = (tmp_path / "groups" / f"{branch}.svg").read_text()
+        assert all(f">{name}</text>" in drawn for name in CLASS_NAMES)
+
+
+def test_partitions_are_drawn_side_by_side(coterie_command: Command, table: Path, tmp_path: Path) -> None:
+    words = ("partition", *RUN_WORDS, f"data={table}", "--picture")
+    outcome = coterie_command(*words, tmp_path / "new" / "groups.svg")
+    assert outcome.output.endswith(f"written to {tmp_path / 'new' / 'groups.svg'}\n")
+    drawn = (tmp_path / "new" / "groups.svg").read_text()
+    assert all(drawn.count(f">{name}</text>") == 2 for name in CLASS_NAMES)
+    assert_refused(coterie_command(*words, "groups.gif"), "picture groups.gif must end in .svg, .png, .pdf")
 
 
 def test_partitions_come_with_what_they_do_and_how_far_seeds_agree(

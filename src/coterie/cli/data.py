@@ -47,7 +47,12 @@ def inspect(
 @app.command()
 def partition(
     words: SettingWords = None,
-    out: Annotated[Path | None, typer.Option(help="Folder to write the partitions to, as JSON.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write the partitions to, as JSON and as SVG.")
+    ] = None,
+    picture: Annotated[
+        Path | None, typer.Option(help="Draw the label graph with its groups to this .svg, .png or .pdf.")
+    ] = None,
     repeats: Annotated[
         int | None,
         typer.Option(min=1, help="Make the groups at so many seeds, to see how far they agree; else 3."),
@@ -59,9 +64,18 @@ def partition(
     """
     from coterie.config import load_config
     from coterie.diagnose import show_partition
-    from coterie.preparation import REPEATS, diagnose_partitions, make_partitions, prepare_data
+    from coterie.drawing import check_picture, draw_partitions, write_picture
+    from coterie.preparation import (
+        REPEATS,
+        diagnose_partitions,
+        make_partitions,
+        prepare_data,
+        training_graph,
+    )
     from coterie.progress import say
 
+    if picture is not None:
+        check_picture(picture)
     config = load_config(words or ())
     dataset = prepare_data(config)
     console = Console()
@@ -73,4 +87,8 @@ def partition(
         show_partition(kind, described[kind], console)
         if out is not None:
             made.save(out / f"{kind}.json")
-            say(console, f"written to {out / f'{kind}.json'}")
+            write_picture(draw_partitions(training_graph(dataset), [made]), out / f"{kind}.svg")
+            say(console, f"written to {out / f'{kind}.json'} and .svg")
+    if picture is not None:
+        write_picture(draw_partitions(training_graph(dataset), list(partitions.values())), picture)
+        say(console, f"written to {picture}")
