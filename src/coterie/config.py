@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
 import yaml
 from pydantic import (
@@ -599,6 +599,14 @@ def describe_settings(section: type[BaseModel] = Config, prefix: str = "") -> It
         else:
             default = field.get_default(call_default_factory=True)
             yield prefix + name, _plain(default), field.description or ""
+
+
+def setting_choices(key: str) -> tuple[str, ...]:
+    """The values that the setting `key` has to choose from; none where it takes any, or there is none."""
+    kinds = _kinds(key)
+    if bool in kinds:
+        return ("true", "false")
+    return tuple(value for kind in kinds if get_origin(kind) is Literal for value in get_args(kind))
 
 
 def _parse(key: str, text: str) -> Any:

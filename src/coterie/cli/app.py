@@ -10,11 +10,45 @@ from rich.console import Console
 from rich.text import Text
 from typer.core import TyperCommand, TyperGroup
 
+from coterie.cli.completion import bash_words, complete_setting
 from coterie.errors import CoterieError
+
+# The commands as `coterie --help` shows them: in the order in which a person comes to need them.
+PANELS = {
+    "Look at data": ("inspect", "partition"),
+    "Train": ("run", "ablate", "bench"),
+    "See what was learned": ("evaluate", "report", "compare", "explain", "diagnose"),
+    "Use a model": ("tune", "predict", "serve", "export", "push"),
+    "Settings, and models from elsewhere": ("settings", "recipes", "import-cpsd"),
+}
+
+EXAMPLES = "\n\n".join(
+    (
+        "Examples:",
+        "coterie run data=photos/labels.csv model=resnet50 model.pretrained=true k=3",
+        "coterie explain runs/photos new.jpg --classes dog cat --out maps.png",
+        "coterie predict runs/photos folder/ --format csv --out labels.csv",
+        "`coterie COMMAND --help` has an example of each command. Exit status: 0 done, 1 a problem that the "
+        "message explains, 2 wrong usage, 130 stopped by Ctrl-C.",
+    )
+)
 
 
 class Commands(TyperGroup):
     """The commands; every foreseen problem of one is a message and an exit status, not a traceback."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Panel by panel; a command of no panel comes last."""
+        names = super().list_commands(ctx)
+        order = [name for panel in PANELS.values() for name in panel]
+        return sorted(names, key=lambda name: order.index(name) if name in order else len(order))
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        command: Any = super().get_command(ctx, cmd_name)
+        for panel, names in PANELS.items():
+            if command is not None and cmd_name in names:
+                command.rich_help_panel = panel
+        return command
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -35,11 +69,16 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Multi-label image classifiers trained by Parallel Self-Distillation.",
+    epilog=EXAMPLES,
 )
 
 SettingWords = Annotated[
     list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", help="Settings, such as data=labels.csv k=3 train.epochs=20."),
+    typer.Argument(
+        metavar="KEY=VALUE",
+        help="Settings, such as data=labels.csv k=3 train.epochs=20.",
+        autocompletion=complete_setting,
+    ),
 ]
 
 OwnModel = Annotated[
@@ -78,7 +117,8 @@ class ListsOfNames(ListsOfValues):
 
 def main() -> None:
     """What the command `coterie` runs."""
-    app()
+    with bash_words():
+        app()
 
 
 def _fail(message: str, status: int = 1) -> NoReturn:

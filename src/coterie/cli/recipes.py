@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from coterie.cli.app import app
+from coterie.cli.completion import complete_recipe
 from coterie.errors import ConfigError
 
 recipes_app = typer.Typer(invoke_without_command=True)
@@ -19,7 +20,10 @@ app.add_typer(recipes_app, name="recipes")
 
 @recipes_app.callback()
 def recipes(context: typer.Context) -> None:
-    """List the recipes that come with coterie: `coterie run recipe=NAME`."""
+    """List the recipes that come with coterie: `coterie run recipe=NAME`.
+
+    Example: coterie recipes
+    """
     if context.invoked_subcommand is not None:
         return
     from coterie.recipe import recipe_comment, recipe_names
@@ -32,7 +36,14 @@ def recipes(context: typer.Context) -> None:
 
 @recipes_app.command(name="copy")
 def copy_recipe(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="One of those that `coterie recipes` lists.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME",
+            help="One of those that `coterie recipes` lists.",
+            autocompletion=complete_recipe,
+        ),
+    ],
     file: Annotated[
         Path | None, typer.Argument(metavar="FILE", help="Where to write it; by default NAME.yaml here.")
     ] = None,
@@ -56,7 +67,10 @@ def copy_recipe(
 
 @app.command()
 def settings() -> None:
-    """List every setting with its default and meaning."""
+    """List every setting with its default and meaning.
+
+    Example: coterie settings
+    """
     from coterie.config import describe_settings
 
     table = Table("setting", "default", "meaning")
