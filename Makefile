@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format clean
+.PHONY: help setup demo test lint docs format clean
 
 help: ## show this list
 	@echo "make TARGET, where TARGET is one of:"
@@ -15,13 +15,16 @@ help: ## show this list
 demo: setup ## train on the built-in scenes and print the result
 	$(BIN)/coterie run recipe=demo --update
 
-test: lint ## run all checks: ruff, mypy, pytest
+test: lint docs ## run all checks: ruff, mypy, the site of the documents, pytest
 	OMP_NUM_THREADS=1 $(BIN)/pytest
 
 lint: setup ## run ruff and mypy
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+docs: setup ## build the site of the documents into build/docs; a warning is an error
+	$(BIN)/python -m sphinx -W --keep-going -q docs build/docs
 
 format: setup ## put the code in ruff's format, and mend what ruff can mend
 	$(BIN)/ruff check --fix

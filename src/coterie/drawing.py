@@ -86,8 +86,8 @@ def graph_svg(graph: CooccurrenceGraph | Floats, partition: Partition, prefix: s
 
 
 def figure_svg(figure: Figure) -> str:
-    """A figure as the text of an <svg> element; the same figure gives the same text."""
-    text = _rendered(figure, "svg").decode()
+    """A figure as the text of an <svg> element for a page; the same figure gives the same text."""
+    text = _rendered(figure, "svg", transparent=True).decode()
     svg = text[text.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r'\1 width="100%"', svg, count=1)
@@ -98,8 +98,7 @@ def figure_svg(figure: Figure) -> str:
 def write_picture(figure: Figure, path: Path) -> None:
     """Write a figure as SVG, PNG or PDF, by the name of the file; ConfigError for another."""
     check_picture(path)
-    kind = path.suffix.lower().removeprefix(".")
-    atomic_write(path, f"{figure_svg(figure)}\n" if kind == "svg" else _rendered(figure, kind))
+    atomic_write(path, _rendered(figure, path.suffix.lower().removeprefix(".")))
 
 
 def check_picture(path: Path) -> None:
@@ -268,7 +267,7 @@ def _text(write: Any, *arguments: Any, **options: Any) -> None:
     write(*arguments, color=INK, parse_math=False, **options)
 
 
-def _rendered(figure: Figure, kind: str) -> bytes:
+def _rendered(figure: Figure, kind: str, transparent: bool = False) -> bytes:
     """The bytes of a figure; characters that matplotlib's font lacks are boxes, or the browser's in SVG."""
     import matplotlib
 
@@ -286,7 +285,7 @@ def _rendered(figure: Figure, kind: str) -> bytes:
             dpi=130,
             bbox_inches="tight",
             pad_inches=0.15,
-            transparent=kind == "svg",
+            transparent=transparent,
             metadata=metadata,
         )
     return content.getvalue()
