@@ -106,6 +106,23 @@ def test_lines_within_a_group_have_its_colour() -> None:
     assert colours[0] not in COLOURS
 
 
+def test_every_group_has_a_mark_of_its_own() -> None:
+    """Where colours come again, the shapes are others."""
+    graph = random_graph(60)
+    partition = partition_of(graph.class_names, 30)
+    (axes,) = draw_partitions(graph, [partition]).axes
+    legend = axes.get_legend()
+    assert legend is not None
+    marks = [(line.get_color(), line.get_marker()) for line in legend.get_lines()]
+    assert len(set(marks)) == 30
+    assert [text.get_text() for text in legend.get_texts()][:2] == ["group 0: 2 labels", "group 1: 2 labels"]
+
+
+def test_a_single_label_can_be_drawn() -> None:
+    graph = CooccurrenceGraph(np.zeros((1, 1), np.int64), np.array([3]), ("only",))
+    assert "only" in texts(graph_svg(graph, partition_of(("only",), 1)))
+
+
 def test_any_name_can_stand_in_a_picture(tmp_path: Path) -> None:
     graph = random_graph(len(ODD_NAMES), ODD_NAMES)
     partition = partition_of(ODD_NAMES)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from coterie.explain.hooks import in_this_thread
 from coterie.models.classifier import Classifier
 from coterie.models.heads.ml_decoder import MlDecoderHead
 from coterie.models.heads.query2label import Query2LabelHead
@@ -32,8 +33,8 @@ def attention_maps(model: Classifier, images: Tensor) -> tuple[Tensor, Tensor]:
     with ExitStack() as hooks:
         for layer in _attention_layers(head):
             watch = _watch_self if isinstance(layer, SelfAttention) else _watch_multihead
-            handle = layer.register_forward_pre_hook(watch(weights), with_kwargs=True)
-            hooks.callback(handle.remove)
+            hook = in_this_thread(watch(weights))
+            hooks.callback(layer.register_forward_pre_hook(hook, with_kwargs=True).remove)
         logits: Tensor = head(features)
     maps = torch.stack(weights).mean(dim=0)
     classes, positions = logits.shape[1], features.shape[2] * features.shape[3]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from coterie.errors import ConfigError, did_you_mean, shortened
 from coterie.explain.grids import Grid, grid_of
+from coterie.explain.hooks import in_this_thread
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ def find_layer(model: nn.Module, images: Tensor, name: str | None = None) -> Lay
     with ExitStack() as hooks, torch.enable_grad():
         for key, module in modules.items():
             if key and (name is None or key == name):
-                hooks.callback(module.register_forward_hook(_keep(key, outputs)).remove)
+                hook = in_this_thread(_keep(key, outputs))
+                hooks.callback(module.register_forward_hook(hook).remove)
         total = model(images.detach().requires_grad_()).sum()
     if name is not None:
         return _named(name, [output for _, output in outputs])
@@ -76,7 +78,8 @@ def grad_cam(model: nn.Module, layer: Layer, image: Tensor, columns: Sequence[in
 
     images = image.detach().repeat(len(columns), 1, 1, 1).requires_grad_()
     with ExitStack() as hooks, torch.enable_grad():
-        hooks.callback(model.get_submodule(layer.name).register_forward_hook(through_probe).remove)
+        hook = in_this_thread(through_probe)
+        hooks.callback(model.get_submodule(layer.name).register_forward_hook(hook).remove)
         maps: Tensor = LayerGradCam(model, probe).attribute(images, list(columns))
     return maps.detach()[:, 0]
 

@@ -91,6 +91,7 @@ def write_sheets(
     blocks: list[Block] = []
     written: list[Path] = []
     failures: list[Failure] = []
+    taken: set[str] = set()
     for path in pictures:
         try:
             block = make_block(models, path, classes, top)
@@ -100,8 +101,8 @@ def write_sheets(
             if to_file:
                 blocks.append(block)
             else:
-                file = _free_name(out, path, written)
-                written.append(_save(draw_sheet([block], headings, footnote), file))
+                sheet = draw_sheet([block], headings, footnote)
+                written.append(_save(sheet, out / _free_name(path, taken)))
         progress()
     if blocks:
         written.append(_save(draw_sheet(blocks, headings, footnote), out))
@@ -221,13 +222,14 @@ def _colours() -> npt.NDArray[np.float32]:
     return rgb
 
 
-def _free_name(folder: Path, picture: Path, written: Sequence[Path]) -> Path:
-    """A file in `folder` named after the picture; numbered where pictures of several folders share a name."""
-    number, file = 1, folder / f"{picture.stem}.png"
-    while file in written:
+def _free_name(picture: Path, taken: set[str]) -> str:
+    """The name of a picture's sheet; numbered where pictures of several folders share a name."""
+    number, name = 1, f"{picture.stem}.png"
+    while name in taken:
         number += 1
-        file = folder / f"{picture.stem}-{number}.png"
-    return file
+        name = f"{picture.stem}-{number}.png"
+    taken.add(name)
+    return name
 
 
 def _save(sheet: Image.Image, path: Path) -> Path:
