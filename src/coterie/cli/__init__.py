@@ -1,6 +1,6 @@
 """The command line. Exit status: 0 done, 1 a problem that the message explains, 2 wrong usage, 130 Ctrl-C."""
 
-from coterie.cli import data, exchange, recipes, results, training, use  # noqa: F401  (they add their commands)
+from coterie.cli import data, exchange, recipes, report, results, training, use  # noqa: F401  (they add their commands)
 from coterie.cli.app import app, main
 
 __all__ = ["app", "main"]
