@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -45,12 +46,12 @@ from coterie.pipeline import planned_trainings
 from coterie.preparation import diagnose_partitions, make_partitions, training_graph
 from coterie.rundata import keep_data
 from coterie.runfolder import METRICS_FILE, Inputs, RunFolder
-from coterie.stages import measured_models
+from coterie.stages import measured_models, measurement_key
 
 MOST_SECONDS, MOST_BYTES = 60.0, 10_000_000
 EPOCHS = 40
 TRAIN_IMAGES = 2_000  # in the table only: a report looks at their counts
-KEY = "made up"
+FINGERPRINT = "made up"
 # How far the logits of a present label are above those of an absent one, by model.
 SHARPNESS = {"baseline": 2.0, "CGP teachers": 2.1, "DGP teachers": 2.2, "all teachers": 2.5, "student": 2.3}
 
@@ -95,11 +96,13 @@ def make_run(folder: Path, sizes: dict[str, int], classes: int) -> None:
         partition.save(run.path / PARTITIONS / f"{kind}.json")
     described = {"schema_version": 1, "branches": diagnose_partitions(config, dataset, partitions)}
     atomic_write(run.path / PARTITIONS / DIAGNOSTICS_FILE, json.dumps(described))
-    keep_data(run.path, KEY, dataset)
+    keep_data(run.path, FINGERPRINT, dataset)
     planned = planned_trainings(dataset.class_names, partitions)
     write_trainings(run, config, [training.name for training in planned])
-    fields = {"state": "done", "weights_sha256": "0" * 64, "best_epoch": EPOCHS, "val_map": 50.0}
-    run.write_manifest(Inputs(KEY), [type(one)(**{**vars(one), **fields}) for one in planned])
+    run.write_manifest(
+        Inputs(FINGERPRINT),
+        [replace(one, state="done", weights_sha256=one.name, best_epoch=EPOCHS) for one in planned],
+    )
     measure(run, config, dataset)
 
 
@@ -157,7 +160,9 @@ def measure(run: RunFolder, config: Config, dataset: MultiLabelDataset) -> None:
     """Made-up logits of all models on val and test, and their metrics and leaning."""
     names = dataset.class_names
     pairs = strongest_pairs(training_graph(dataset))
-    writer = LogitsWriter(run.path, KEY, dataset)
+    weights = [training.weights_sha256 for training in run.trainings()]
+    key = measurement_key(weights, None, FINGERPRINT, config.threshold)
+    writer = LogitsWriter(run.path, key, dataset)
     metrics: dict[str, dict[str, object]] = {}
     leaning: dict[str, dict[str, object]] = {}
     for split in ("val", "test"):
@@ -170,7 +175,7 @@ def measure(run: RunFolder, config: Config, dataset: MultiLabelDataset) -> None:
             rates = companion_rates(scores.numpy(), targets.numpy(), pairs)
             leaning.setdefault(split, {})[model] = leaning_summary(rates)
     writer.finish()
-    content = {"schema_version": 1, "key": KEY, "class_names": names, "threshold": config.threshold}
+    content = {"schema_version": 1, "key": key, "class_names": names, "threshold": config.threshold}
     atomic_write(run.path / METRICS_FILE, json.dumps(content | {"splits": metrics}))
     asked = {"pairs": describe_pairs(pairs, names), "splits": leaning}
     atomic_write(run.path / LEANING_FILE, json.dumps(content | asked))

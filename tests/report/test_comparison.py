@@ -101,6 +101,15 @@ def test_other_classes_and_other_splits_are_refused(finished_run: Run, run_copy:
     assert not (run_copy.folder / "compare.html").exists()
 
 
+def test_other_labels_of_the_same_images_are_refused(finished_run: Run, run_copy: Run) -> None:
+    path = run_copy.folder / "logits" / "test" / "targets.npy"
+    targets = np.load(path)
+    targets[3, 1] = -1
+    np.save(path, targets)
+    with pytest.raises(RunError, match="has other labels on split 'test' than"):
+        write_comparison([finished_run.folder, run_copy.folder], run_copy.folder / "compare.html")
+
+
 def test_two_runs_are_needed(finished_run: Run, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="name two runs or more"):
         write_comparison([finished_run.folder], tmp_path / "compare.html")

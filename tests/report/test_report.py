@@ -17,7 +17,7 @@ from PIL import Image
 
 from coterie.config import load_config
 from coterie.errors import ConfigError, CoterieError, RunError
-from coterie.metrics import average_precision
+from coterie.metrics import average_precision, multilabel_metrics
 from coterie.pipeline import Run
 from coterie.report import write_report
 from coterie.report.content import report_content
@@ -125,7 +125,8 @@ def test_a_log_that_was_cut_off_or_lost_is_drawn_as_far_as_it_goes(run_copy: Run
 def test_every_setting_is_there_and_the_command_makes_the_same_run(
     content: dict[str, Any], finished_run: Run
 ) -> None:
-    words = shlex.split(content["command"])
+    words, again = map(shlex.split, content["commands"])
+    assert again == ["coterie", "report", str(finished_run.folder), "--split", "test"]
     assert words[:2] == ["coterie", "run"]
     assert load_config(words[2:]) == finished_run.config
     rows = {row["key"]: row for row in content["settings"]}
@@ -252,11 +253,38 @@ def test_a_run_that_is_not_finished_says_so(run_copy: Run) -> None:
         write_report(run_copy.folder)
 
 
-def test_logits_of_other_weights_are_not_taken(run_copy: Run) -> None:
+def test_logits_of_another_measurement_are_not_taken(run_copy: Run) -> None:
     path = run_copy.folder / "metrics.json"
     path.write_text(path.read_text().replace('"key": "', '"key": "other'))
     with pytest.raises(RunError, match=r"the logits of split 'val' in .* are not those of its metrics\.json"):
         write_report(run_copy.folder)
+
+
+def test_results_of_other_weights_are_not_shown(run_copy: Run) -> None:
+    path = run_copy.folder / "manifest.json"
+    content = json.loads(path.read_text())
+    content["trainings"][-1]["weights_sha256"] = "0" * 64
+    path.write_text(json.dumps(content))
+    with pytest.raises(RunError, match="are of other weights than its checkpoints"):
+        write_report(run_copy.folder)
+
+
+@pytest.mark.parametrize("target", [0, -1])
+def test_a_split_without_a_positive_has_a_report(run_copy: Run, page: Page, target: int) -> None:
+    folder = run_copy.folder / "logits" / "test"
+    targets = np.full_like(np.load(folder / "targets.npy"), target)
+    np.save(folder / "targets.npy", targets)
+    path = run_copy.folder / "metrics.json"
+    content = json.loads(path.read_text())
+    for model, metrics in content["splits"]["test"].items():
+        scores = 1 / (1 + np.exp(-np.load(folder / f"{model.replace(' ', '-')}.npy").astype(float)))
+        metrics |= multilabel_metrics(scores, targets, class_names=content["class_names"])
+    path.write_text(json.dumps(content))
+    page.goto(write_report(run_copy.folder).path.as_uri())
+    shown = page.locator("#results tbody td[data-split=test]").all_inner_texts()
+    assert {text.strip() for text in shown} == {"–"}
+    assert page.locator(".pictures > li").count() == 0
+    assert "test: without positives" in page.locator("main").inner_text()
 
 
 def test_a_split_that_was_not_measured_is_refused(finished_run: Run) -> None:

@@ -20,7 +20,9 @@ def report(
     out: Annotated[
         Path | None, typer.Option(help="The page; by default report.html in the run folder.")
     ] = None,
-    pictures: Annotated[int, typer.Option(min=0, help="How many of each kind; 0 is none.")] = 6,
+    pictures: Annotated[
+        int | None, typer.Option(min=0, help="How many of each kind to show; 0 is none.")
+    ] = None,
     model: OwnModel = None,
 ) -> None:
     """Write one HTML file about a run: results, classes, groups, curves, pictures, settings.
@@ -33,7 +35,8 @@ def report(
     from coterie.report import write_report
 
     builder = import_builder(model) if model else None
-    file, size, notes = write_report(path, out, split, pictures=pictures, builder=builder)
+    chosen = {} if pictures is None else {"pictures": pictures}
+    file, size, notes = write_report(path, out, split, **chosen, builder=builder)
     for note in notes:
         typer.echo(f"note: {note}")
     typer.echo(f"written to {file} ({size / 1e6:.1f} MB)")

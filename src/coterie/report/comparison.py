@@ -6,7 +6,6 @@ Only runs that answer the same question are compared: the same classes, the same
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ import numpy as np
 from coterie.config import ROLES, leaves, plain
 from coterie.errors import ConfigError, RunError, counted, shortened
 from coterie.evaluation import SHOWN, left_out_notes
-from coterie.logits import SplitLogits
 from coterie.report.classes import difference
 from coterie.report.content import bar_limit, to_logit
 from coterie.report.intervals import LEVEL, MOST_SCORES, RESAMPLES, bootstrap_differences, interval
@@ -46,7 +44,8 @@ def comparison_content(runs: Sequence[FinishedRun]) -> dict[str, Any]:
     first = runs[0]
     splits = [split for split in first.splits if all(split in run.splits for run in runs)]
     if not splits:
-        raise RunError(f"the runs in {_folders(runs)} have no measured split in common")
+        folders = ", ".join(str(run.folder) for run in runs)
+        raise RunError(f"the runs in {folders} have no measured split in common")
     models = list(dict.fromkeys(["baseline", "student", *(model for run in runs for model in run.models)]))
     names = short_names([run.folder for run in runs])
     shown = next((split for split in splits if split.startswith("test")), splits[0])
@@ -143,31 +142,24 @@ def _split_results(runs: Sequence[FinishedRun], split: str, models: Sequence[str
 
 
 def _resampled(first: FinishedRun, other: FinishedRun, split: str) -> dict[str, Any] | None:
-    """How far the student of `other` is ahead of that of `first` in resamples, where that does not take long,
-    each at the threshold of its run.
+    """How far the student of `other` is ahead of that of `first` in resamples, each at the threshold of its
+    run; None where that would take long. RunError where the two have other labels.
     """
-    new, old = (_ordered(run, run.logits(split), first.class_names) for run in (other, first))
-    if new.targets.size > MOST_SCORES or sorted(new.image_ids) != sorted(old.image_ids):
+    old, new = first.logits(split), other.logits(split)
+    position = {image_id: row for row, image_id in enumerate(new.image_ids)}
+    rows = [position[image_id] for image_id in old.image_ids]  # the hash of the split says that all are there
+    places = np.ix_(rows, [other.class_names.index(name) for name in first.class_names])
+    if not np.array_equal(new.targets[places], old.targets):
+        raise RunError(
+            f"{other.folder} has other labels on split '{split}' than {first.folder}, so their results "
+            "cannot be compared; run both on the same data, read in the same way"
+        )
+    if old.targets.size > MOST_SCORES:
         return None
-    position = {name: index for index, name in enumerate(new.image_ids)}
-    order = [position[name] for name in old.image_ids]
-    if not np.array_equal(new.targets[order], old.targets):
-        return None
+    cuts = (to_logit(other.config.threshold), to_logit(first.config.threshold))
     return bootstrap_differences(
-        new.models["student"][order],
-        old.models["student"],
-        old.targets,
-        (to_logit(other.config.threshold), to_logit(first.config.threshold)),
+        new.models["student"][places], old.models["student"], old.targets, cuts
     ).metrics
-
-
-def _ordered(run: FinishedRun, logits: SplitLogits, class_names: Sequence[str]) -> SplitLogits:
-    """The logits with the classes in the order of `class_names`."""
-    columns = [run.class_names.index(name) for name in class_names]
-    if columns == list(range(len(columns))):
-        return logits
-    models = {"student": logits.models["student"][:, columns]}
-    return replace(logits, class_names=tuple(class_names), targets=logits.targets[:, columns], models=models)
 
 
 def _class_rows(runs: Sequence[FinishedRun], split: str) -> list[dict[str, Any]]:
@@ -188,7 +180,3 @@ def _class_rows(runs: Sequence[FinishedRun], split: str) -> list[dict[str, Any]]
             }
         )
     return rows
-
-
-def _folders(runs: Sequence[FinishedRun]) -> str:
-    return ", ".join(str(run.folder) for run in runs)

@@ -36,7 +36,7 @@ from coterie.report.provenance import (
     version_rows,
 )
 from coterie.report.reading import FinishedRun, read_run
-from coterie.report.styles import STYLES, TEMPERED, branch_model
+from coterie.report.styles import STYLES, branch_model
 from coterie.report.thresholds import calibration, threshold_content
 from coterie.tune import SPLIT
 
@@ -146,12 +146,15 @@ def report_content(
         "leaning": _leaning(run),
         "pairs": _pairs(run, split),
         "settings": settings_rows(run.config),
-        "command": shlex.join(["coterie", "run", *as_words(run.config)]),
+        "commands": [
+            shlex.join(["coterie", "run", *as_words(run.config)]),
+            shlex.join(["coterie", "report", str(run.folder), "--split", split]),
+        ],
         "versions": version_rows(run),
         "data_notes": run.data.notes,
         "data": {
             "classes": run.class_names,
-            "styles": STYLES | {name: TEMPERED[name.partition(",")[0]] for name in calibrated if "," in name},
+            "styles": STYLES,
             "pr": _curves(run, shown),
             "calibration": calibrated,
             "history": learning_curves(run),

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+from scipy.special import expit
 
 from coterie.data.dataset import ABSENT, PRESENT, MultiLabelDataset
 from coterie.data.reading import read_dataset
@@ -56,16 +57,14 @@ def chosen_images(logits: SplitLogits, most: int) -> dict[str, list[int]]:
 
 
 def describe_image(logits: SplitLogits, position: int, kind: str, cut: float) -> dict[str, Any]:
-    """The "id" of an image, its "labels" with the scores of baseline and student, and the label to "explain".
+    """The "id" of an image, its "labels" with the scores of baseline and student, and the label "explained".
 
     Labels are those present, and the absent ones that one of the two ranks highest. Explained is, of those
     present, the one whose score the student raised most ("corrected") or lowered most ("worse"), else the one
     with its lowest score.
     """
     targets = logits.targets[position]
-    scores = {
-        model: 1 / (1 + np.exp(-logits.models[model][position].astype(np.float64))) for model in EXPLAINED
-    }
+    scores = {model: expit(logits.models[model][position].astype(np.float64)) for model in EXPLAINED}
     baseline, student = (scores[model] for model in EXPLAINED)
     present = np.flatnonzero(targets == PRESENT)
     absent = np.flatnonzero(targets == ABSENT)

@@ -95,7 +95,7 @@ def version_rows(run: FinishedRun) -> list[tuple[str, str]]:
         ("data", run.config.data.source),
         ("split hash", run.data.split_hash),
         ("seed", str(run.config.seed)),
-        ("student's weights", run.student.weights_sha256),
-        *run.student.versions.items(),
+        ("student's weights", run.checkpoints["student"].weights_sha256),
+        *run.checkpoints["student"].versions.items(),
         ("coterie, of this report", version("coterie")),
     ]

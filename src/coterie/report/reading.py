@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,10 @@ from coterie.diagnostics import DIAGNOSTICS_FILE, LEANING_FILE, PARTITIONS, SCHE
 from coterie.errors import ConfigError, RunError, did_you_mean, shortened
 from coterie.evaluation import Results
 from coterie.labels import Partition
-from coterie.logits import SplitLogits, read_logits
-from coterie.rundata import RunData, read_data
+from coterie.logits import SplitLogits
+from coterie.rundata import DATA_FILE, RunData, read_data
 from coterie.runfolder import CONFIG_FILE, MANIFEST_FILE, METRICS_FILE, RunFolder, Training
+from coterie.tune import TUNED, current_logits
 
 AGAIN = "the `coterie run` command of the run, given again, goes on with it"
 
@@ -35,6 +35,7 @@ class FinishedRun:
     leaning: Mapping[str, Any]
     partitions: Mapping[str, Partition]
     diagnostics: Mapping[str, Any]
+    checkpoints: Mapping[str, Checkpoint]
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -50,13 +51,9 @@ class FinishedRun:
         """What was measured, by its name in tables."""
         return list(next(iter(self.metrics.values())))
 
-    @cached_property
-    def student(self) -> Checkpoint:
-        return read_checkpoint(self.folder / "student")
-
     def logits(self, split: str) -> SplitLogits:
         """The logits of `split` that the results come from; RunError where there are none, or others."""
-        logits = read_logits(self.folder, split)
+        logits = current_logits(RunFolder(self.folder), self.config, split)
         if logits.key != self.key:
             raise RunError(
                 f"the logits of split '{split}' in {self.folder} are not those of its {METRICS_FILE}: the "
@@ -116,7 +113,15 @@ def read_run(folder: Path) -> FinishedRun:
         leaning=_read_leaning(folder, metrics),
         partitions=partitions,
         diagnostics=_read_diagnostics(folder, partitions),
+        checkpoints={name: _read_checkpoint(folder, name, data) for name in TUNED},
     )
+
+
+def _read_checkpoint(folder: Path, name: str, data: RunData) -> Checkpoint:
+    checkpoint = read_checkpoint(folder / name)
+    if checkpoint.class_names != data.graph.class_names:
+        raise RunError(f"checkpoint {folder / name} is of other classes than {folder / DATA_FILE}: {AGAIN}")
+    return checkpoint
 
 
 def _read_partition(folder: Path, kind: str, data: RunData) -> Partition:

@@ -8,15 +8,14 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import expit
 
-from coterie.checkpoint import read_checkpoint
+from coterie.data.dataset import UNKNOWN
 from coterie.errors import DataError
 from coterie.logits import SplitLogits
 from coterie.report.reading import FinishedRun
+from coterie.report.styles import STYLES, TEMPERED
 from coterie.seeding import derive_seed
-from coterie.tune import SPLIT
-from coterie.tuning import UNTUNED, Tuning, brier_score, calibration_curve, tune_thresholds
-
-CALIBRATED = ("baseline", "student")
+from coterie.tune import SPLIT, TUNED
+from coterie.tuning import UNTUNED, Tuning, calibration_curve, tune_thresholds
 
 
 def threshold_content(run: FinishedRun, validation: SplitLogits) -> dict[str, Any] | None:
@@ -36,6 +35,7 @@ def threshold_content(run: FinishedRun, validation: SplitLogits) -> dict[str, An
         )
     except DataError:
         return None
+    student = run.checkpoints["student"]
     choices = [
         {
             "name": name,
@@ -49,8 +49,8 @@ def threshold_content(run: FinishedRun, validation: SplitLogits) -> dict[str, An
         "choices": choices,
         "measures": list(choices[0]["in_sample"]),
         "recommended": tuning.recommended,
-        "tuned": run.student.thresholds is not None,
-        "temperature": run.student.temperature,
+        "tuned": student.thresholds is not None,
+        "temperature": student.temperature,
         "fitted": tuning.temperature,
         "rows": _class_thresholds(run, tuning),
     }
@@ -58,7 +58,7 @@ def threshold_content(run: FinishedRun, validation: SplitLogits) -> dict[str, An
 
 def _class_thresholds(run: FinishedRun, tuning: Tuning) -> list[dict[str, Any]]:
     before, after = (tuning.choices[name].cross_validated.f1 for name in (UNTUNED, tuning.recommended))
-    recommended, kept = tuning.thresholds(), run.student.class_thresholds()
+    recommended, kept = tuning.thresholds(), run.checkpoints["student"].class_thresholds()
     return [
         {
             "name": name,
@@ -73,28 +73,33 @@ def _class_thresholds(run: FinishedRun, tuning: Tuning) -> list[dict[str, Any]]:
 
 
 def calibration(run: FinishedRun, logits: SplitLogits) -> dict[str, dict[str, Any]]:
-    """For each model "score" and "share" of the filled bins, "error" and "brier", over all classes.
+    """For each model "score" and "share" of the filled bins over all classes, "error" in percent, "style".
 
-    A model whose checkpoint has a temperature stands there twice, with it and without.
+    A model whose checkpoint has a temperature stands there twice, with it and without. Empty where no target
+    is known.
     """
+    if not (logits.targets != UNKNOWN).any():
+        return {}
     found = {}
-    for model in CALIBRATED:
+    for model in TUNED:
         values = logits.models[model].astype(np.float64)
-        found[model] = _calibration(expit(values), logits.targets)
-        temperature = read_checkpoint(run.folder / model).temperature
+        found[model] = _calibration(values, logits.targets, STYLES[model])
+        temperature = run.checkpoints[model].temperature
         if temperature != 1:
             found[f"{model}, temperature {temperature:.2f}"] = _calibration(
-                expit(values / temperature), logits.targets
+                values / temperature, logits.targets, TEMPERED[model]
             )
     return found
 
 
-def _calibration(scores: npt.NDArray[np.float64], targets: npt.NDArray[np.int8]) -> dict[str, Any]:
-    curve = calibration_curve(scores, targets)
+def _calibration(
+    logits: npt.NDArray[np.float64], targets: npt.NDArray[np.int8], style: dict[str, Any]
+) -> dict[str, Any]:
+    curve = calibration_curve(expit(logits), targets)
     filled = curve.count > 0
     return {
         "score": curve.mean_score[filled].round(5).tolist(),
         "share": curve.frequency[filled].round(5).tolist(),
         "error": 100 * curve.error,
-        "brier": brier_score(scores, targets),
+        "style": style,
     }

@@ -183,7 +183,7 @@
   const calibration = document.getElementById("calibration-chart");
   if (calibration) {
     const series = Object.entries(data.calibration).map(([model, one]) => (
-      { name: model, x: one.score, y: one.share, dots: true, ...style(model) }));
+      { name: model, x: one.score, y: one.share, dots: true, ...one.style }));
     chart(calibration, { series, diagonal: true, x: { label: "score", low: 0, high: 1 },
       y: { label: "share present", low: 0, high: 1 }, summary: "how often a label is present, by its score" });
   }
