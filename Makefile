@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint docs format clean
+.PHONY: help setup demo test lint docs format browser clean
 
 help: ## show this list
 	@echo "make TARGET, where TARGET is one of:"
@@ -15,7 +15,7 @@ help: ## show this list
 demo: setup ## train on the built-in scenes and print the result
 	$(BIN)/coterie run recipe=demo --update
 
-test: lint docs ## run all checks: ruff, mypy, the site of the documents, pytest
+test: lint docs browser ## run all checks: ruff, mypy, the site of the documents, pytest
 	OMP_NUM_THREADS=1 $(BIN)/pytest
 
 lint: setup ## run ruff and mypy
@@ -29,6 +29,18 @@ docs: setup ## build the site of the documents into build/docs; a warning is an 
 format: setup ## put the code in ruff's format, and mend what ruff can mend
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+browser: ## find a browser for the tests of pages, or install Debian's Chromium where we are root
+	@for name in $(COTERIE_CHROMIUM) chromium chromium-browser google-chrome; do \
+		command -v "$$name" > /dev/null 2>&1 && exit 0; \
+	done; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null 2>&1; then \
+		echo "Installing Chromium for the tests of pages."; \
+		{ apt-get -o Acquire::Retries=1 update && \
+		  DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends chromium; \
+		} > /dev/null 2>&1 && exit 0; \
+	fi; \
+	echo "note: no Chromium or Chrome is here, so the tests of pages are skipped"
 
 setup: $(INSTALLED) ## make .venv with pinned versions, where it is missing or out of date
 

@@ -14,6 +14,7 @@ from coterie.config import (
     ROLES,
     Config,
     TrainConfig,
+    as_words,
     changed_settings,
     describe_settings,
     load_config,
@@ -387,3 +388,23 @@ def test_tables_of_one_name_in_two_folders_have_two_run_folders(
     (tmp_path / "here" / "below").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "here" / "below")
     assert load_config([f"data={source}"]).run_folder() == Path(f"runs/{name}-resnet50-k5-s0")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["recipe=demo"],
+        ["recipe=recommended", "model.options.drop_path_rate=0.1", "train.lr=1e-05", "student.epochs=40"],
+        ["data=photos/set #2.csv", "data.delimiter='", "data.labels_column='null'", "data.split_column=no"],
+        ["data.class_names=['a, b', \"it's\", '<b>']", "model.mean=[0.1, 0.2, 0.3]", "train.ema=null"],
+        ["train.epochs=20", "baseline.epochs=40", "model.image_size=96", "out=runs/x y", "distill.cache=on"],
+    ],
+)
+def test_a_config_is_told_in_words_that_give_it_again(words: list[str]) -> None:
+    config = load_config(words)
+    assert load_config(as_words(config)) == config
+
+
+def test_the_words_of_a_config_are_what_is_not_default() -> None:
+    assert as_words(load_config(["k=3", "train.epochs=7", "seed=0"])) == ["k=3", "train.epochs=7"]

@@ -620,10 +620,22 @@ def changed_settings(old: Config, new: Config) -> list[tuple[str, str, str]]:
     before, after = dict(leaves(old.model_dump(mode="json"))), dict(leaves(new.model_dump(mode="json")))
     own = {key for config in (old, new) for key, _ in leaves(config.to_values())}
     return [
-        (key, _plain(before.get(key)), _plain(after.get(key)))
+        (key, plain(before.get(key)), plain(after.get(key)))
         for key in before | after
         if before.get(key) != after.get(key) and (key in own or key.split(".")[0] not in ROLES)
     ]
+
+
+def as_words(config: Config) -> list[str]:
+    """The `key=value` words that give this config: one for each setting that is not its default."""
+    default = dict(leaves(Config().model_dump(mode="json")))
+    words = []
+    for key, value in leaves(config.to_values()):
+        if key.split(".")[0] in ROLES or key not in default or value != default[key]:
+            text = plain(value)
+            # what a shell or YAML would take for something else stands in quotes
+            words.append(f"{key}={text if _parse(key, text) == value else json.dumps(value)}")
+    return words
 
 
 def setting_names(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
@@ -642,7 +654,7 @@ def describe_settings(section: type[BaseModel] = Config, prefix: str = "") -> It
                 yield from describe_settings(field.annotation, f"{prefix}{name}.")
         else:
             default = field.get_default(call_default_factory=True)
-            yield prefix + name, _plain(default), field.description or ""
+            yield prefix + name, plain(default), field.description or ""
 
 
 def setting_choices(key: str) -> tuple[str, ...]:
@@ -717,8 +729,8 @@ def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
             yield prefix + key, value
 
 
-def _plain(value: Any) -> str:
-    """A value as a person writes it: `true`, `null`, `[1, 2]`, a text without quotes."""
+def plain(value: Any) -> str:
+    """A setting's value as a person writes it: `true`, `null`, `[1, 2]`, a text without quotes."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
@@ -744,12 +756,12 @@ def _message(problem: Any) -> str:
         return f"there is no setting '{key}'{_nearest_setting(key)}"
     if kind == "model_type":
         example = next(name for name in setting_names() if name.startswith(f"{key}."))
-        return f"'{key}' is a group of settings, such as {example}; it cannot be {_plain(value)}"
+        return f"'{key}' is a group of settings, such as {example}; it cannot be {plain(value)}"
     text = re.sub("^(Value error, |Input should )", "", problem["msg"])
     if kind == "value_error" and isinstance(value, dict):
         return text
     text = next((words for start, words in EXPECTED.items() if kind.startswith(start)), text)
-    given = repr(value) if isinstance(value, str) else _plain(value)
+    given = repr(value) if isinstance(value, str) else plain(value)
     return f"setting '{key}' must {text}, got {given}"
 
 

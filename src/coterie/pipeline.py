@@ -24,6 +24,7 @@ from coterie.predictor import Predictor
 from coterie.preflight import check_frozen, check_space, checked_images, describe_start, tried_model
 from coterie.preparation import diagnose_partitions, make_partitions, prepare_data
 from coterie.progress import say
+from coterie.rundata import keep_data
 from coterie.runfolder import Inputs, RunFolder, Training, read_keyed
 from coterie.sidebyside import prepare_processes
 from coterie.stages import Stages
@@ -123,6 +124,7 @@ def run(
             begun = time.monotonic()
             done = stages.train(chosen)
             results, leaning = stages.measure(done, models)
+            keep_data(folder.path, content_hash([asdict(inputs), dataset.class_names]), dataset)
             _keep_diagnostics(folder, config, dataset, partitions, inputs)
         except OSError as error:
             raise RunError(

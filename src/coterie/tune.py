@@ -52,7 +52,7 @@ def tune_run(
     if not (path / MANIFEST_FILE).exists():
         raise RunError(f"there is no run at {path}; name the folder of a run, not one of its checkpoints")
     config = read_config(path / CONFIG_FILE)
-    logits = _current_logits(folder, config)
+    logits = current_logits(folder, config, SPLIT)
     names = [name for name in TUNED if name in logits.models]
     if not names:
         raise RunError(f"the run in {path} has neither a baseline nor a student yet")
@@ -93,9 +93,9 @@ def _keep(folder: RunFolder, name: str, thresholds: tuple[float, ...] | None, te
         write_description(place, replace(checkpoint, thresholds=thresholds, temperature=temperature))
 
 
-def _current_logits(folder: RunFolder, config: Config) -> SplitLogits:
-    """The validation logits of a run; RunError where they are not of the weights that it holds."""
-    logits = read_logits(folder.path, SPLIT)
+def current_logits(folder: RunFolder, config: Config, split: str) -> SplitLogits:
+    """The logits of a run on `split`; RunError where they are not of the weights that it holds."""
+    logits = read_logits(folder.path, split)
     weights = [training.weights_sha256 for training in folder.trainings() if training.state == "done"]
     inputs = folder.inputs()
     fingerprint = inputs.fingerprint if inputs else ""
