@@ -26,7 +26,7 @@ NAMES = ("beach", "cat", "dog", "tree")
 SMALL = (
     *("model=test_resnet", "model.image_size=32", "model.pretrained=false", "model.weights=null"),
     *("device=cpu", "precision=fp32", "jobs=1", "data.min_positives=1", "augment.randaugment=false"),
-    *("train.epochs=1", "train.batch_size=8", "teacher.epochs=1", "distill.views=null"),
+    *("train.epochs=1", "train.batch_size=8", "teacher.epochs=1", "train.views=null"),
     *("data.scenes.train=24", "data.scenes.val=12", "data.scenes.test=12", "data.scenes.test_shifted=12"),
 )
 # The same where the model is one's own.

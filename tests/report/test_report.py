@@ -17,10 +17,13 @@ from PIL import Image
 
 from coterie.config import load_config
 from coterie.errors import ConfigError, CoterieError, RunError
+from coterie.explain import make_explainer
+from coterie.explain.sheet import fitted, overlay
 from coterie.metrics import average_precision, multilabel_metrics
 from coterie.pipeline import Run
 from coterie.report import write_report
 from coterie.report.content import report_content
+from coterie.report.pictures import data_url
 from coterie.report.reading import read_run
 from tests.report.conftest import ODD_NAMES
 from tests.tiny import CLASS_NAMES, Net
@@ -44,6 +47,10 @@ def written(finished_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path
 @pytest.fixture(scope="module")
 def odd(odd_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_report(odd_run.folder, tmp_path_factory.mktemp("odd report") / "report.html")[0]
+
+
+def heat_of(run: Run, model: str, picture: Image.Image, name: str) -> np.ndarray:
+    return make_explainer(run.predictor(model)).maps(picture, [name])[name].heat(224, 224)
 
 
 def embedded(path: Path) -> dict[str, Any]:
@@ -171,12 +178,15 @@ def test_maps_stand_beside_the_pictures_where_the_models_can_be_built(finished_r
     cards = [card for kind in content["pictures"] for card in kind["cards"]]
     assert cards
     for card in cards:
-        urls = [card["picture"], *card["maps"].values()]
-        assert list(card["maps"]) == ["baseline", "student"]
-        assert len(set(urls)) == 3
-        for url in urls:
-            with Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))) as image:
-                assert image.size == card["size"] == (224, 224)
+        picture = Image.open(Path(finished_run.config.data.source).parent / card["id"])
+        expected = {
+            model: overlay(fitted(picture, 224), heat_of(finished_run, model, picture, card["explained"]))
+            for model in ("baseline", "student")
+        }
+        assert card["picture"] == data_url(fitted(picture, 224))
+        assert card["maps"] == {model: data_url(image) for model, image in expected.items()}
+        with Image.open(io.BytesIO(base64.b64decode(card["picture"].partition(",")[2]))) as image:
+            assert image.size == card["size"] == (224, 224)
     without = report_content(run, "test", 2)
     assert without["picture_notes"][0].startswith("there are no class activation maps here: checkpoint")
     assert [card["maps"] for kind in without["pictures"] for card in kind["cards"]] == [{}] * len(cards)
