@@ -35,7 +35,7 @@ from coterie.pipeline import run
 RECOMMENDED = "frozen"
 MOST_TIME, MOST_LOSS = 4.0, 0.3
 SHOWN = ("baseline", "all teachers", "student")
-EPOCHS = 20
+EPOCHS = 12
 COMMON = (
     *("data.min_positives=50", "model=squeezenet", "model.image_size=64", "k=3", "jobs=2", "precision=bf16"),
     *("augment.flip=0.5", f"train.epochs={EPOCHS}", "train.lr=5e-4"),
@@ -43,12 +43,12 @@ COMMON = (
 # As published: teachers from the same start as the baseline, for as long; live in every step of the student.
 SCHEMES: dict[str, tuple[str, ...]] = {
     "full": (),
-    "inherited": ("together=3", "teacher.start=baseline", "teacher.epochs=4", "student.views=7"),
+    "inherited": ("together=3", "teacher.start=baseline", "teacher.epochs=3", "student.views=6"),
     "frozen": (
         *("together=3", "teacher.start=baseline", "teacher.frozen=backbone.features.8"),
-        *("teacher.epochs=6", "teacher.views=3", "student.views=7"),
+        *("teacher.epochs=4", "teacher.views=2", "student.views=6"),
     ),
-    "smaller": ("together=3", "teacher.shrink=48", "student.views=7"),
+    "smaller": ("together=3", "teacher.shrink=48", "student.views=6"),
 }
 
 
