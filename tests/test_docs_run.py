@@ -37,6 +37,8 @@ ONE_TEACHER = "k=1"
 NOT_RUN = {
     r"run data=corel5k/.*": "photographs and weights that do not come with Coterie",
     r"run '?data=(nuswide|VOCdevkit|shards/|somebody/).*": "tests/test_cli.py runs each layout",
+    r"serve .*": "it goes on until Ctrl-C; tests/serve runs it",
+    r"(push|predict hf:).*": "the Hub; tests/export/test_hub.py runs them without a network",
     r"import-cpsd .*": "published files of 170 MB and more; tests/test_published.py imports one of each kind",
 }
 # Words that are added to commands that would train for too long.

@@ -105,6 +105,9 @@ def test_a_photograph_that_is_chosen_gets_labels_with_bars(
     assert score["width"] / bar["width"] == pytest.approx(float(found[0][1]), abs=0.01)
     assert page.locator("#photo").evaluate("image => [image.naturalWidth, image.naturalHeight]") == [180, 120]
     assert page.locator("#status").inner_text() == ""
+    photo_box = page.locator("#photo").bounding_box()
+    assert photo_box is not None
+    assert photo_box["width"] / photo_box["height"] == pytest.approx(1.5, abs=0.02)
 
 
 def test_a_photograph_can_be_dropped_and_another_after_it(

@@ -8,14 +8,20 @@ import signal
 import socket
 import subprocess
 import sys
+import urllib.parse
 import urllib.request
 from pathlib import Path
 
 import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from PIL import Image
 
+import coterie.explain
 import coterie.extras
+import coterie.serve
 from coterie.errors import ConfigError
-from coterie.predictor import load_classifier
+from coterie.predictor import Predictor, load_classifier
 from coterie.serve.server import address, is_loopback, listen
 from tests.export.making import save_small
 from tests.export.test_onnx import photo_files
@@ -25,6 +31,19 @@ from tests.test_cli import Command, assert_refused, coterie_command  # noqa: F40
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_small(tmp_path_factory.mktemp("small") / "student")
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> list[FastAPI]:
+    """The applications that the command would serve; it ends at once."""
+    applications: list[FastAPI] = []
+
+    def keep(app: FastAPI, listening: socket.socket) -> None:
+        listening.close()
+        applications.append(app)
+
+    monkeypatch.setattr(coterie.serve, "serve", keep)
+    return applications
 
 
 def test_a_port_that_is_taken_is_named() -> None:
@@ -77,12 +96,50 @@ def test_the_command_serves_until_ctrl_c(checkpoint: Path, tmp_path: Path) -> No
             request = urllib.request.Request(f"{url}api/predict", photo.read_bytes())  # as curl sends it
             with urllib.request.urlopen(request, timeout=60) as answer:
                 predictions = json.load(answer)["predictions"]
+            label = urllib.parse.quote(predictions[0]["label"])
+            request = urllib.request.Request(f"{url}api/map?label={label}", photo.read_bytes())
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                assert Image.open(answer).size == Image.open(photo).size
         finally:
             process.send_signal(signal.SIGINT)
         assert process.wait(30) == 0
         assert process.stderr.read() == ""
     (expected,) = load_classifier(checkpoint).predict([photo])
     assert {one["label"]: one["score"] for one in predictions} == pytest.approx(expected.scores, abs=1e-9)
+
+
+@pytest.mark.parametrize("reason", [None, "it has no layer that gives a map"])
+def test_a_model_without_maps_is_served_without_them(
+    coterie_command: Command,  # noqa: F811
+    checkpoint: Path,
+    served: list[FastAPI],
+    monkeypatch: pytest.MonkeyPatch,
+    reason: str | None,
+) -> None:
+
+    def refuse(_predictor: Predictor) -> None:
+        raise ConfigError(str(reason))
+
+    if reason:
+        monkeypatch.setattr(coterie.explain, "make_explainer", refuse)
+    outcome = coterie_command("serve", checkpoint, "--port", 0)
+    assert outcome.status == 0
+    assert outcome.error == (f"note: the page shows no maps: {reason}\n" if reason else "")
+    described = TestClient(served[0], base_url="http://127.0.0.1").get("/api/model").json()
+    assert described["maps"] == (reason is None)
+
+
+def test_only_loopback_is_without_a_warning_and_answers_to_no_other_name(
+    coterie_command: Command,  # noqa: F811
+    checkpoint: Path,
+    served: list[FastAPI],
+) -> None:
+    outcome = coterie_command("serve", checkpoint, "--host", "0.0.0.0", "--port", 0, "--max-megabytes", 0.5)
+    assert outcome.error == "note: whoever reaches 0.0.0.0 can use this; there is no password\n"
+    assert coterie_command("serve", checkpoint, "--port", 0).error == ""
+    anyone, local = (TestClient(app, base_url="http://box.example") for app in served)
+    assert anyone.get("/api/model").json()["max_bytes"] == 500_000
+    assert local.get("/").status_code == 421
 
 
 def test_what_serve_cannot_do_is_one_message(

@@ -25,9 +25,11 @@ def serve(
 
     Then: curl --data-binary @photo.jpg http://127.0.0.1:8000/api/predict. Ctrl-C ends it.
     """
+    from coterie.errors import ConfigError
     from coterie.extras import need_extra
 
     need_extra("serve", "coterie serve", "fastapi", "uvicorn")
+    from coterie.explain import make_explainer
     from coterie.models.factory import import_builder
     from coterie.predictor import load_classifier
     from coterie.serve import Limits, make_app
@@ -36,10 +38,16 @@ def serve(
     from coterie.serve.server import address, is_loopback, listen
 
     predictor = load_classifier(path, import_builder(model) if model else None, device)
+    try:
+        explainer = make_explainer(predictor)
+    except ConfigError as error:
+        explainer = None
+        typer.echo(f"note: the page shows no maps: {error}", err=True)
     listening = listen(host, port)
     local = is_loopback(host)
     if not local:
         typer.echo(f"note: whoever reaches {host} can use this; there is no password", err=True)
     typer.echo(f"{predictor.checkpoint.name} of {path} at {address(listening)} (Ctrl-C ends it)")
     limits = Limits(max_bytes=int(max_megabytes * 1e6))
-    serve_app(make_app(predictor, limits=limits, hosts=LOOPBACK if local else None), listening)
+    hosts = LOOPBACK if local else None
+    serve_app(make_app(predictor, explainer=explainer, limits=limits, hosts=hosts), listening)

@@ -127,6 +127,10 @@ element("more").addEventListener("click", () => {
   render();
   element("labels").children[FEW]?.querySelector(".name").focus();
 });
+element("photo").addEventListener("load", () => {
+  const { naturalWidth, naturalHeight } = element("photo");
+  element("frame").style.setProperty("--ratio", naturalWidth / naturalHeight);
+});
 element("photo").addEventListener("error", () => {
   element("frame").hidden = true; // a format that the server knows and this browser does not
   element("invitation").hidden = false;
