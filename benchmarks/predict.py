@@ -115,7 +115,7 @@ def measure(title: str, predictor: Predictor, paths: list[Path]) -> float:
     )
     ratio = predicting.wall / bare.wall
     print(
-        f"{title}: {len(paths):,} images, bare loop {bare.wall:.1f}/s, prediction {predicting.wall:.1f}/s, ratio "
+        f"{title}: {len(paths):,} images, bare {bare.wall:.1f}/s, prediction {predicting.wall:.1f}/s, ratio "
         f"{ratio:.3f} (by processor time {predicting.cpu / bare.cpu:.3f}); one thread decodes "
         f"{decoding_speeds(predictor, paths).wall:.0f}/s",
         flush=True,
