@@ -45,8 +45,8 @@ from coterie.models.factory import make_factory
 from coterie.pipeline import planned_trainings
 from coterie.preparation import diagnose_partitions, make_partitions, training_graph
 from coterie.rundata import keep_data
-from coterie.runfolder import METRICS_FILE, Inputs, RunFolder
-from coterie.stages import measured_models, measurement_key
+from coterie.runfolder import METRICS_FILE, Inputs, RunFolder, measurement_key
+from coterie.stages import measured_models
 
 MOST_SECONDS, MOST_BYTES = 60.0, 10_000_000
 EPOCHS = 40

@@ -1130,9 +1130,9 @@ def test_predict_gives_the_classes_that_are_asked_for(
     coterie_command: Command, awkward_run: Path, table: Path
 ) -> None:
     words = ("predict", awkward_run, table.parent / "000.png", *OWN_MODEL, "--top", 9, "--format", "jsonl")
-    outcome = coterie_command(*words, "--class", "a, b", "--class", "é\tf")
+    outcome = coterie_command(*words, "--classes", "a, b", "é\tf")
     assert set(json.loads(outcome.output)["labels"]) == {"a, b", "é\tf"}
-    assert_refused(coterie_command(*words, "--class", ""), "'' is not one of the 4 classes of the model")
+    assert_refused(coterie_command(*words, "--classes", ""), "'' is not one of the 4 classes of the model")
 
 
 def test_predict_downloads_only_where_that_is_allowed(coterie_command: Command, finished_run: Run) -> None:

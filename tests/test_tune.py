@@ -159,7 +159,7 @@ def test_what_is_shown_has_the_numbers_and_what_is_recommended(run_copy: Run) ->
         summaries = [part.summary(tuning.objective) for part in parts]
         expected = [f"{summary[key]:.2f}" for key in summaries[0] for summary in summaries]
         assert line.removeprefix(f" {name}").split() == expected
-    assert f"recommended: {tuning.recommended} (mean precision " in shown
+    assert f"recommended: {tuning.recommended} (OP " in shown
     for name in tuning.unreached:
         assert f"'{name}'" in shown
     assert f"temperature {tuning.temperature:.3f}: calibration error " in shown

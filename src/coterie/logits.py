@@ -32,7 +32,7 @@ SCHEMA_VERSION = 1
 class SplitLogits:
     """The logits float32 [N, C] of every model on one split, and its targets int8 [N, C].
 
-    `key`: what they were made from, as `stages.measurement_key` gives it.
+    `key`: what they were made from, as `runfolder.measurement_key` gives it.
     """
 
     split: str

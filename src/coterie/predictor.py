@@ -146,7 +146,7 @@ class Predictor:
     @torch.no_grad()
     def _forward(self, pixels: list[Tensor]) -> npt.NDArray[np.float64]:
         images = self.checkpoint.preprocessing.normalize(torch.stack(pixels).to(self.device))
-        logits = self.model(images).double().cpu()  # in float32, every score near 1 is 1
+        logits = self.model(images).float().cpu().double()  # in float32, every score near 1 is 1
         scores: npt.NDArray[np.float64] = (logits / self.checkpoint.temperature).sigmoid().numpy()
         return scores
 

@@ -6,7 +6,7 @@ import contextlib
 import fcntl
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +14,7 @@ from typing import Any, Literal
 from coterie.checkpoint import INFO_FILE, WEIGHTS_FILE, read_checkpoint
 from coterie.config import Config, changed_settings, read_config
 from coterie.errors import CheckpointError, ConfigError, RunError
-from coterie.files import atomic_write, file_sha256
+from coterie.files import atomic_write, content_hash, file_sha256
 
 SCHEMA_VERSION = 1
 CONFIG_FILE = "config.yaml"
@@ -235,3 +235,18 @@ def read_keyed(path: Path, key: str) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return content if isinstance(content, dict) and content.get("key") == key else None
+
+
+def measurement_key(
+    weights: Sequence[str], models: Collection[str] | None, fingerprint: str, threshold: float
+) -> str:
+    """A hash of what a measurement depends on: the hashes of all finished `weights` in the order of the run,
+    the names of the `models` that were asked for (None: all), the data and the threshold.
+    """
+    inputs = {
+        "weights": list(weights),
+        "models": None if models is None else sorted(models),
+        "data": fingerprint,
+        "threshold": threshold,
+    }
+    return content_hash(inputs)

@@ -34,7 +34,7 @@ from coterie.metrics import multilabel_metrics
 from coterie.models.factory import ModelFactory
 from coterie.preparation import branch_weights, training_graph
 from coterie.progress import Bars, say
-from coterie.runfolder import METRICS_FILE, RunFolder, Training, read_keyed, reset
+from coterie.runfolder import METRICS_FILE, RunFolder, Training, measurement_key, read_keyed, reset
 from coterie.sidebyside import train_side_by_side
 from coterie.store import Store
 from coterie.teachers import Branch, Ensemble
@@ -292,21 +292,6 @@ def measured_models(config: Config) -> dict[str, tuple[str, ...]]:
     teachers = {"teacher": kinds} if config.k == 1 else {BRANCHES[kind]: (kind,) for kind in kinds}
     together = {"all teachers": kinds} if len(kinds) > 1 else {}
     return {"baseline": (), **teachers, **together, "student": ()}
-
-
-def measurement_key(
-    weights: Sequence[str], models: Collection[str] | None, fingerprint: str, threshold: float
-) -> str:
-    """A hash of what a measurement depends on: the hashes of all finished `weights` in the order of the run,
-    the names of the `models` that were asked for (None: all), the data and the threshold.
-    """
-    inputs = {
-        "weights": list(weights),
-        "models": None if models is None else sorted(models),
-        "data": fingerprint,
-        "threshold": threshold,
-    }
-    return content_hash(inputs)
 
 
 def training_settings(config: Config, training: Training) -> TrainConfig:

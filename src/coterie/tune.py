@@ -15,9 +15,8 @@ from coterie.config import Config, read_config
 from coterie.errors import CheckpointError, RunError, counted, shortened
 from coterie.logits import SplitLogits, read_logits
 from coterie.progress import say
-from coterie.runfolder import CONFIG_FILE, MANIFEST_FILE, RunFolder
+from coterie.runfolder import CONFIG_FILE, MANIFEST_FILE, RunFolder, measurement_key
 from coterie.seeding import derive_seed
-from coterie.stages import measurement_key
 from coterie.tuning import (
     CHOICES,
     F1,
@@ -126,7 +125,7 @@ def tuning_table(tuning: Tuning) -> Table:
     table.add_column("thresholds", no_wrap=True)
     for heading in tuning.choices[tuning.recommended].in_sample.summary(tuning.objective):
         table.add_column(f"{heading}\nin sample", justify="right")
-        table.add_column("cross-\nvalidated", justify="right")
+        table.add_column("cross-\nval.", justify="right")
     for name, choice in tuning.choices.items():
         summaries = [
             counts.summary(tuning.objective) for counts in (choice.in_sample, choice.cross_validated)
@@ -137,18 +136,18 @@ def tuning_table(tuning: Tuning) -> Table:
 
 
 def _conclusions(tuning: Tuning) -> list[str]:
-    own = tuning.choices[PER_CLASS]
-    heading = next(iter(own.in_sample.summary(tuning.objective)))
+    def asked(name: str, part: str) -> dict[str, float]:
+        counts: Counts = getattr(tuning.choices[name], part)
+        return counts.asked(tuning.objective)
 
-    def gain(name: str, part: str) -> float:
-        after, before = (getattr(tuning.choices[one], part) for one in (name, UNTUNED))
-        return float(after.summary(tuning.objective)[heading] - before.summary(tuning.objective)[heading])
+    def gain(name: str, part: str) -> str:
+        before = asked(UNTUNED, part)
+        return ", ".join(f"{key} {value - before[key]:+.2f}" for key, value in asked(name, part).items())
 
     lines = [
-        f"recommended: {tuning.recommended} "
-        f"({heading} {gain(tuning.recommended, 'cross_validated'):+.2f} cross-validated); of the "
-        f"{gain(PER_CLASS, 'in_sample'):+.2f} that a threshold for each class gives in sample, "
-        f"{gain(PER_CLASS, 'cross_validated'):+.2f} is left on other images"
+        f"recommended: {tuning.recommended} ({gain(tuning.recommended, 'cross_validated')}, cross-validated)",
+        f"a threshold for each class gives {gain(PER_CLASS, 'in_sample')} on the images it is chosen on, and "
+        f"{gain(PER_CLASS, 'cross_validated')} on others",
     ]
     if tuning.unreached:
         lines.append(

@@ -110,17 +110,28 @@ class Counts:
         wrong, missed = self.false_positives.sum(), self.missed.sum()
         return float(wrong * objective.false_positive + missed * objective.missed) / self.images
 
+    @property
+    def overall_precision(self) -> float:
+        """Of all labels together; 0 where there is none."""
+        right, wrong = self.true_positives.sum(), self.false_positives.sum()
+        return float(right / max(right + wrong, 1))
+
+    def asked(self, objective: Objective) -> dict[str, float]:
+        """What was asked for, by its name in tables: the mean F1 of the classes in percent, OP and CR, or the
+        cost of the errors by image.
+        """
+        return {
+            "f1": {"mean F1": 100 * self.mean(self.f1)},
+            "precision": {"OP": 100 * self.overall_precision, "CR": 100 * self.mean(self.recall)},
+            "cost": {"cost": self.cost(objective)},
+        }[objective.kind]
+
     def summary(self, objective: Objective) -> dict[str, float]:
-        """What was asked for, then CF1 and OF1 as in `multilabel_metrics`; shares in percent."""
+        """What was asked for, then CF1 and OF1 as in `multilabel_metrics`, in percent."""
         precision, recall = self.mean(self.precision), self.mean(self.recall)
         overall = f1_score(self.true_positives.sum(), self.false_positives.sum(), self.positives.sum())
-        asked = {
-            "f1": {"mean F1": 100 * self.mean(self.f1)},
-            "precision": {"mean precision": 100 * precision, "mean recall": 100 * recall},
-            "cost": {"cost by image": self.cost(objective)},
-        }[objective.kind]
         cf1 = 2 * precision * recall / (precision + recall) if precision + recall else 0.0
-        return {**asked, "CF1": 100 * cf1, "OF1": 100 * float(overall)}
+        return {**self.asked(objective), "CF1": 100 * cf1, "OF1": 100 * float(overall)}
 
 
 @dataclass(frozen=True)
@@ -209,8 +220,9 @@ def tune_thresholds(
     positives has the global one. The best for f1 has the greatest mean F1 of the classes; for a precision, it
     is the lowest that reaches it, or the strictest, which labels no image seen; for a cost the cheapest.
     `folds` of the images, drawn by `seed`, cross-validate each. Recommended is the best of `among` there, the
-    simpler of equals; for a precision the one of greatest mean recall among those whose mean precision
-    reaches it, else the most precise. DataError where there is nothing to choose from.
+    simpler of equals; for a precision that which falls least short of it, in whole percent of all labels
+    together, and of those the one of the greatest mean recall. DataError where there is nothing to choose
+    from.
     """
     logits, targets = _checked(logits, targets)
     ranked = _rank(logits, targets)
@@ -423,15 +435,15 @@ def _count(logits: npt.NDArray[Any], targets: npt.NDArray[Any], cuts: Floats) ->
 def _recommended(counts: Mapping[str, Counts], objective: Objective) -> str:
     """The name of the best counts, the first of equals."""
 
-    def worth(name: str) -> tuple[bool, float]:
+    def worth(name: str) -> tuple[float, float]:
         of = counts[name]
         if objective.kind == "f1":
-            return True, of.mean(of.f1)
+            return 0, of.mean(of.f1)
         if objective.kind == "cost":
-            return True, -of.cost(objective)
-        precision = of.mean(of.precision)
-        is_reached = precision >= objective.precision
-        return is_reached, of.mean(of.recall) if is_reached else precision
+            return 0, -of.cost(objective)
+        # Cuts that just reach it on some images just miss it on others: a percent does not decide.
+        missing = max(0, objective.precision - of.overall_precision)
+        return -round(missing, 2), of.mean(of.recall)
 
     return max(counts, key=worth)
 

@@ -11,7 +11,7 @@ from typing import Annotated, cast
 import typer
 from rich.console import Console
 
-from coterie.cli.app import OwnModel, app
+from coterie.cli.app import ListsOfNames, OwnModel, app
 from coterie.errors import ConfigError, DataError, counted
 from coterie.formats import Format
 
@@ -65,7 +65,7 @@ def tune(
         say(console, f"kept in the checkpoints of {path}: predict and evaluate use them from now on")
 
 
-@app.command()
+@app.command(cls=ListsOfNames)
 def predict(
     path: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder (its student), or a checkpoint.")],
     pictures: Annotated[
@@ -84,8 +84,7 @@ def predict(
     ] = None,
     top: Annotated[int | None, typer.Option(min=1, help="The best labels, whatever their scores.")] = None,
     classes: Annotated[
-        list[str] | None,
-        typer.Option("--class", metavar="NAME", help="Give this label alone; may be repeated."),
+        list[str] | None, typer.Option(metavar="NAME...", help="Give these labels alone.")
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Write to this file. Given again, the command goes on where it was.")
