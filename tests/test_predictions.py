@@ -244,6 +244,16 @@ def test_unfinished_predictions_of_something_else_are_kept(
     assert not out.exists()
 
 
+def test_an_unfinished_file_without_rows_is_nobodys(
+    predictor: Predictor, photos: list[Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "out.jsonl"
+    for left in ('{"predictions": 1, "key": "another"}\n', '{"predi', ""):
+        (tmp_path / "out.jsonl.partial").write_text(left)
+        predict_to_file(predictor, photos, Selection(), out, Format.JSONL)
+        assert out.read_text(encoding="utf-8") == expected(predictor, photos, Selection())
+
+
 def test_two_do_not_write_to_one_file(predictor: Predictor, photos: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "out.csv"
     with (tmp_path / "out.csv.partial").open("w") as file:

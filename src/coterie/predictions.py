@@ -221,17 +221,18 @@ def _opened(path: Path, key: str) -> Iterator[tuple[IO[bytes], int]]:
                 f"another process writes to {path}; wait for it, or choose another --out"
             ) from None
         header = json.dumps({"predictions": SCHEMA_VERSION, "key": key}).encode() + b"\n"
-        found = file.readline()
-        if found.endswith(b"\n") and found != header:
+        found, holds_rows = file.readline(), bool(file.read(1))
+        if found != header and holds_rows:
             raise RunError(
                 f"{path} holds unfinished predictions of another checkpoint or with other options: give the "
                 "command that it is of, remove it, or choose another --out"
             )
-        if not found.endswith(b"\n"):  # new, or stopped before it began
+        if found != header:  # new, or stopped before the first row
             file.seek(0)
             file.truncate()
             file.write(header)
-        yield file, file.tell()
+        file.seek(len(header))
+        yield file, len(header)
 
 
 def _not_yet_done(
