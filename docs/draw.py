@@ -3,7 +3,7 @@
 RUN is a run on scenes whose models have maps of more than a few positions, for maps.jpg. It was made by
 
     coterie run recipe=demo model.image_size=112 data.scenes.size=56 train.epochs=24 teacher.epochs=14 \\
-        distill.views=8 out=RUN
+        train.views=8 out=RUN
 """
 
 from __future__ import annotations
