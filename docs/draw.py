@@ -1,9 +1,9 @@
 """The pictures of the documents, from the built-in scenes: `python docs/draw.py [RUN]` writes docs/pictures.
 
-RUN is a run on scenes whose models have maps of more than a few positions, for maps.png. It was made by
+RUN is a run on scenes whose models have maps of more than a few positions, for maps.jpg. It was made by
 
     coterie run recipe=demo model.image_size=112 data.scenes.size=56 train.epochs=24 teacher.epochs=14 \\
-        distill.views=8 out=RUN
+        train.views=8 out=RUN
 """
 
 from __future__ import annotations
@@ -105,20 +105,20 @@ def draw_maps(run: Path, path: Path) -> None:
 
 
 def save(picture: Image.Image, path: Path) -> None:
-    """As a small file: few colours do."""
-    picture.quantize(96).save(path, optimize=True)
+    """As a small file."""
+    picture.save(path, quality=85, optimize=True)
 
 
 def main(run: Path | None, folder: Path = PICTURES) -> None:
-    """Draw all pictures into `folder`, and maps.png where a run is given."""
+    """Draw all pictures into `folder`, and maps.jpg where a run is given."""
     config = load_config(["recipe=demo"])
     dataset = prepare_data(config)
-    draw_scenes(dataset, folder / "scenes.png")
+    draw_scenes(dataset, folder / "scenes.jpg")
     partitions = list(make_partitions(config, dataset).values())
     write_picture(draw_partitions(training_graph(dataset), partitions), folder / "groups.svg")
     write_picture(draw_method(), folder / "method.svg")
     if run is not None:
-        draw_maps(run, folder / "maps.png")
+        draw_maps(run, folder / "maps.jpg")
 
 
 if __name__ == "__main__":

@@ -38,6 +38,8 @@ NOT_RUN = {
     r"run data=corel5k/.*": "photographs and weights that do not come with Coterie",
     r"run '?data=(nuswide|VOCdevkit|shards/|somebody/).*": "tests/test_cli.py runs each layout",
     r"serve .*": "it goes on until Ctrl-C; tests/serve runs it",
+    r"predict runs/photos - .*": "paths from standard input; tests/test_cli.py gives some",
+    r"evaluate .*data=VOCdevkit.*": "tests/test_class_mapping.py and tests/test_cli.py map classes",
     r"(push|predict hf:).*": "the Hub; tests/export/test_hub.py runs them without a network",
     r"import-cpsd .*": "published files of 170 MB and more; tests/test_published.py imports one of each kind",
 }
@@ -98,9 +100,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     others = write_table(folder / "others", dataset.subset(dataset.indices("test")))
     others.write_text("\n".join(line.rpartition(",")[0] for line in others.read_text().splitlines()) + "\n")
     write_tiny_coco(folder / "coco")
-    (folder / "folder").mkdir()
-    for number in range(3):
-        dataset.load_image(number).save(folder / "folder" / f"{number}.png")
+    for name in ("folder", "more", "photos/test"):
+        (folder / name).mkdir()
+        for number in range(3):
+            dataset.load_image(number).save(folder / name / f"{number}.jpg")
     dataset.load_image(5).save(folder / "new.jpg")
     (builder,) = [block for block in blocks("docs/plug-in.md", "python") if "torchvision" in block]
     (folder / "own_models.py").write_text(builder)

@@ -79,6 +79,6 @@ def test_the_pictures_are_what_the_script_draws(tmp_path: Path) -> None:
     load("draw").main(None, tmp_path)
     for name in ("groups.svg", "method.svg"):
         assert words_of(tmp_path / name) == words_of(DOCS / "pictures" / name)
-    with Image.open(tmp_path / "scenes.png") as drawn, Image.open(DOCS / "pictures" / "scenes.png") as kept:
+    with Image.open(tmp_path / "scenes.jpg") as drawn, Image.open(DOCS / "pictures" / "scenes.jpg") as kept:
         difference = np.asarray(drawn.convert("RGB"), int) - np.asarray(kept.convert("RGB"), int)
     assert np.abs(difference).mean() < 1

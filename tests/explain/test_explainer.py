@@ -75,6 +75,7 @@ def test_a_map_has_the_size_of_the_picture_and_is_high_where_the_class_is() -> N
 )
 def test_each_head_has_its_method_and_the_map_the_models_logit(name: str, head: str, method: str) -> None:
     predictor = predictor_of(built(name, head))
+    predictor.checkpoint = replace(predictor.checkpoint, temperature=2.5)
     explainer = make_explainer(predictor)
     picture = np.random.default_rng(0).integers(0, 256, (30, 50, 3), dtype=np.uint8)
     maps = explainer.maps(picture, ["dog", "ant"])
@@ -83,7 +84,8 @@ def test_each_head_has_its_method_and_the_map_the_models_logit(name: str, head: 
     assert (explainer.layer is None) == (method != "Grad-CAM")
     for label, found in maps.items():
         assert found.method == method
-        assert 1 / (1 + np.exp(-found.logit)) == pytest.approx(scores[label], abs=1e-5)
+        assert found.score == pytest.approx(scores[label], abs=1e-5)
+        assert 1 / (1 + np.exp(-found.logit / 2.5)) == pytest.approx(found.score, abs=1e-6)
         if method in ("class activation", "residual attention"):
             assert found.values.mean() + found.bias == pytest.approx(found.logit, abs=1e-4)
 
@@ -116,13 +118,13 @@ def test_a_photograph_is_upright_as_its_exif_says(tmp_path: Path) -> None:
 
 def test_heat_is_the_evidence_above_zero_over_its_maximum() -> None:
     values = np.array([[-4.0, 0.0], [1.0, 2.0]], np.float32)
-    heat = ClassMap(values, "class activation", 0.0).heat(2, 2)
+    heat = ClassMap(values, "class activation", 0.0, 0.5).heat(2, 2)
     assert heat.tolist() == [[0, 0], [0.5, 1]]
 
 
 def test_heat_of_attention_is_what_lies_above_the_average() -> None:
     shares = np.array([[0.1, 0.25], [0.3, 0.35]], np.float32)
-    heat = ClassMap(shares, "attention", 0.0).heat(2, 2)
+    heat = ClassMap(shares, "attention", 0.0, 0.5).heat(2, 2)
     np.testing.assert_allclose(heat, np.array([[0, 0], [0.5, 1]]), atol=1e-6)
 
 
@@ -130,7 +132,7 @@ def test_heat_of_attention_is_what_lies_above_the_average() -> None:
     ("values", "method"), [([[-1.0, -2.0]], "class activation"), ([[0.5, 0.5]], "attention")]
 )
 def test_heat_is_nothing_where_nothing_speaks_for_the_class(values: list[list[float]], method: str) -> None:
-    heat = ClassMap(np.array(values, np.float32), method, 0.0).heat(6, 3)  # type: ignore[arg-type]
+    heat = ClassMap(np.array(values, np.float32), method, 0.0, 0.5).heat(6, 3)  # type: ignore[arg-type]
     assert heat.shape == (3, 6)
     assert not heat.any()
 

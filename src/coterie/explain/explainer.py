@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from coterie.data.transforms import to_pixels
 from coterie.errors import ConfigError, did_you_mean, repeated, shortened
+from coterie.evaluation import to_scores
 from coterie.explain.attention import QUERY_HEADS, attention_maps
 from coterie.explain.exact import csra_maps, is_linear_in_map, linear_maps
 from coterie.explain.gradcam import Layer, find_layer, grad_cam
@@ -31,12 +32,14 @@ class ClassMap:
     """What each position of a picture says about one class: `values` float32 [h, w], on the model's own grid.
 
     Of the methods "class activation" and "residual attention", the mean of the values plus `bias` is the
-    `logit`. Of "attention", values are shares that sum to 1. Of "Grad-CAM", they have no unit.
+    `logit`. Of "attention", values are shares that sum to 1. Of "Grad-CAM", they have no unit. `score` is
+    what the predictor says, in 0..1.
     """
 
     values: npt.NDArray[np.float32]
     method: Method
     logit: float
+    score: float
     bias: float = 0.0
 
     def heat(self, width: int, height: int) -> npt.NDArray[np.float32]:
@@ -98,9 +101,12 @@ class Explainer:
         preprocessing = self.predictor.checkpoint.preprocessing
         pixels = to_pixels(preprocessing.resize(as_image(picture)))[None]
         maps, logits, bias = self._maps(preprocessing.normalize(pixels.to(self.predictor.device)), columns)
+        scores = to_scores(logits, self.predictor.checkpoint.temperature)
+        values = maps.float().cpu().numpy()
+        numbers = torch.stack([logits.double(), scores, bias.double()], dim=1).tolist()
         return {
-            name: ClassMap(values.float().cpu().numpy(), self.method, float(logit), float(constant))
-            for name, values, logit, constant in zip(classes, maps, logits, bias, strict=True)
+            name: ClassMap(grid, self.method, *row)
+            for name, grid, row in zip(classes, values, numbers, strict=True)
         }
 
     def _maps(self, images: Tensor, columns: list[int]) -> tuple[Tensor, Tensor, Tensor]:

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from coterie.data.dataset import UnreadableImage
 from coterie.errors import ConfigError, counted
 from coterie.explain.columns import Column, Models
-from coterie.explain.explainer import TOP, best_classes, class_columns
+from coterie.explain.explainer import TOP, ClassMap, best_classes, class_columns
 from coterie.files import atomic_write
 from coterie.predictor import as_image
 
@@ -115,11 +115,11 @@ def make_block(models: Models, path: Path, classes: Sequence[str] | None = None,
     if classes is None:
         classes = best_classes(models.main.predictor, image, top)
     thumbnail = fitted(image)
-    cells = [[_map_cell(column, image, thumbnail, name) for column in models.columns] for name in classes]
+    of_models = [_map_cells(column, image, thumbnail, classes) for column in models.columns]
     picture = Cell("", thumbnail)
-    if len(models.columns) == 1:
-        return Block(path.name, ((picture, *(cell for row in cells for cell in row)),))
-    first, *others = cells
+    if len(of_models) == 1:
+        return Block(path.name, ((picture, *of_models[0]),))
+    first, *others = zip(*of_models, strict=True)
     return Block(path.name, ((picture, *first), *((Cell(""), *row) for row in others)))
 
 
@@ -167,13 +167,21 @@ def draw_sheet(blocks: Sequence[Block], headings: Sequence[str] = (), footnote: 
     return sheet
 
 
-def _map_cell(column: Column, image: Image.Image, thumbnail: Image.Image, name: str) -> Cell:
-    explainer = column.find(name)
-    if explainer is None:
-        return Cell(f"does not know {name}")
-    heat = explainer.maps(image, [name])[name].heat(*thumbnail.size)
-    score = explainer.predictor.scores([image])[0, explainer.predictor.class_names.index(name)]
-    return Cell(f"{name} {score:.2f}", overlay(thumbnail, heat))
+def _map_cells(
+    column: Column, image: Image.Image, thumbnail: Image.Image, classes: Sequence[str]
+) -> list[Cell]:
+    """The cells of a column, one for each class; a model is asked once for all classes that it explains."""
+    explainers = {name: column.find(name) for name in classes}
+    maps: dict[str, ClassMap] = {}
+    for explainer in set(explainers.values()):
+        if explainer is not None:
+            maps |= explainer.maps(image, [name for name in classes if explainers[name] is explainer])
+    return [
+        Cell(f"{name} {maps[name].score:.2f}", overlay(thumbnail, maps[name].heat(*thumbnail.size)))
+        if name in maps
+        else Cell(f"does not know {name}")
+        for name in classes
+    ]
 
 
 def _left(number: int) -> int:
