@@ -27,3 +27,18 @@ def test_dropout_is_on_the_features_and_only_in_training() -> None:
     dropped = model.train()(images).item()
     assert dropped != 3000
     assert abs(dropped - 3000) < 300
+
+
+def test_images_are_shrunk_in_full_precision_whatever_that_of_the_model() -> None:
+    images = torch.rand(2, 3, 32, 32)
+    model = Classifier(nn.Flatten(), LinearHead(3 * 24 * 24, 2), shrink=24).eval()
+    smaller = torch.nn.functional.interpolate(images, size=(24, 24), mode="bilinear", antialias=True)
+    plain = Classifier(model.backbone, model.head).eval()
+    with torch.no_grad():
+        expected = plain(smaller)
+        assert torch.equal(model(images), expected)
+        assert torch.equal(model(smaller), expected)  # no larger than that: as they are
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(model(images), plain(smaller))
+        half = model.to(torch.bfloat16)
+        torch.testing.assert_close(half(images.bfloat16()).float(), expected, rtol=0.05, atol=0.05)

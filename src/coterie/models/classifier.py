@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
@@ -32,7 +33,7 @@ class Classifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         if self.shrink is not None and images.shape[-1] > self.shrink:
-            images = interpolate(images, size=(self.shrink, self.shrink), mode="bilinear", antialias=True)
+            images = _shrunk(images, self.shrink)
         return self.classify(self.backbone(images))
 
     def classify(self, features: Tensor) -> Tensor:
@@ -41,3 +42,10 @@ class Classifier(nn.Module):
             features = self.feature_map(features)
         logits: Tensor = self.head(self.drop(features))
         return logits
+
+
+def _shrunk(images: Tensor, side: int) -> Tensor:
+    """The images at `side` x `side` pixels, smoothed; in float32, as torch cannot do it in half precision."""
+    with torch.autocast(images.device.type, enabled=False):
+        shrunk = interpolate(images.float(), size=(side, side), mode="bilinear", antialias=True)
+    return shrunk.to(images.dtype)
