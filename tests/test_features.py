@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +20,11 @@ from coterie.files import file_sha256
 from coterie.models.cut import Cut
 from coterie.models.folding import relative_error
 from coterie.pipeline import Run, run
-from coterie.runfolder import RunFolder
+from coterie.runfolder import RunFolder, Training
+from coterie.stages import training_settings
+from coterie.training import Job, grouped
 from coterie.view_cache import ViewCache
-from tests.tiny import RUN_WORDS, SIDE, Net, cpu_fabric, make_dataset, tiny_net
+from tests.tiny import CLASS_NAMES, RUN_WORDS, SIDE, Net, cpu_fabric, make_dataset, tiny_net
 
 # teachers that share the baseline's convolution, and see two views of each image
 FROZEN = ("teacher.start=baseline", "teacher.frozen=norm", "teacher.views=2", "teacher.epochs=4")
@@ -105,7 +108,16 @@ def test_features_change_a_training_by_rounding_alone(
         assert 0 < relative_error(*heads) < 1e-2
 
 
-@pytest.mark.parametrize("words", [FROZEN, ("teacher.start=baseline", "teacher.frozen=norm"), ()], ids=str)
+@pytest.mark.parametrize(
+    "words",
+    [
+        FROZEN,
+        ("teacher.start=baseline", "teacher.frozen=norm"),
+        ("teacher.start=baseline", "teacher.frozen=norm", "precision=bf16"),
+        (),
+    ],
+    ids=str,
+)
 def test_teachers_together_have_the_weights_of_those_by_themselves(
     run_copy: Run, tmp_path: Path, words: tuple[str, ...]
 ) -> None:
@@ -115,6 +127,19 @@ def test_teachers_together_have_the_weights_of_those_by_themselves(
     for name in (*TEACHERS, "baseline", "student"):
         hashes = {file_sha256(made.folder / name / "model.safetensors") for made in (one, together, aside)}
         assert len(hashes) == 1, name
+
+
+def test_trainings_on_features_are_not_grouped_with_those_on_images() -> None:
+    """The first of a group decides for all: features are rounded, and images are not."""
+    config = load_config(["train.frozen=norm", "train.views=3", "baseline.epochs=3", "teacher.epochs=9"])
+    trainings = [
+        Training("baseline", CLASS_NAMES),
+        Training(TEACHERS[0], CLASS_NAMES[:2], "co-occurrence", 0),
+    ]
+    jobs = [Job(training, training_settings(config, training), "key") for training in trainings]
+    assert grouped(jobs, together=2) == [[jobs[0]], [jobs[1]]]
+    same = [replace(job, settings=config.teacher) for job in jobs]
+    assert grouped(same, together=2) == [same]
 
 
 def test_a_student_with_a_frozen_part_learns_from_features_and_logits(run_copy: Run, tmp_path: Path) -> None:
@@ -146,6 +171,7 @@ def test_a_changed_baseline_trains_what_starts_from_it_anew(run_copy: Run, tmp_p
             r"baseline\.frozen=.* would freeze random weights",
         ),
         ((*FROZEN, "teacher.frozen=nrom"), r"frozen=nrom: .* did you mean 'norm'"),
+        ((*FROZEN, "teacher.frozen=head"), r"teacher\.frozen=head: nothing behind it is left to learn"),
         ((*FROZEN, "teacher.shrink=16"), r"teacher\.frozen and teacher\.shrink do not go together"),
     ],
 )

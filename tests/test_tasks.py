@@ -92,9 +92,9 @@ def test_logits_that_come_with_the_batch_give_the_loss_of_the_teachers_that_gave
     settings = DistillConfig(w=0.3, a=0.8)
     known = torch.tensor([[CO, CO], [DIS, DIS]])
     from_teachers = distillation_task(settings)(IMAGES, TARGETS)
-    from_batch = task_of(None, settings)(IMAGES, TARGETS, known)
+    from_batch = task_of(None, settings)(IMAGES, TARGETS, False, known)
     assert from_batch["loss"] == from_teachers["loss"]
-    with pytest.raises(ValueError, match="neither teachers nor their logits"):
+    with pytest.raises(ValueError, match="neither teachers and images, nor the logits"):
         task_of(None, settings)(IMAGES, TARGETS)
 
 

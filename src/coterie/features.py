@@ -79,7 +79,7 @@ class Features:
     def _features(self, views: Views, sampler: EpochSampler, view: int) -> Iterator[Array]:
         for batch in ImageBatches(views, sampler, self.config.data.workers).epoch(view):
             images = to_images(batch.pixels, self.images.preprocessing, self.fabric, self._memory_format)
-            yield self._lower(images).float().cpu().numpy()[None]
+            yield self._lower(images).cpu().numpy()[None]
 
     def _lower(self, images: torch.Tensor) -> torch.Tensor:
         with self.fabric.autocast():

@@ -50,7 +50,8 @@ def train_together(members: Sequence[Member]) -> Iterator[tuple[Member, RunError
     far as the others.
     """
     active = list(members)
-    shares_frozen = len(active) > 1 and len({_frozen_part(member) for member in active} - {None}) == 1
+    # also for one alone: features that a wrapped task is given are rounded to the precision of the run
+    shares_frozen = len(parts := {_frozen_part(member) for member in active}) == 1 and None not in parts
     with ExitStack() as stack:
         writers = {member: stack.enter_context(_writer(member.trainer)) for member in active}
         while active:
@@ -124,7 +125,7 @@ def _validated(
 
 
 def _prepared(trainer: Trainer, batch: Batch, shares_frozen: bool = False) -> Prepared:
-    """The batch on the device; with what the frozen part that all share makes of it, computed once."""
+    """The batch on the device; where all share a frozen part, with what that makes of it, computed once."""
     prepared = prepare(batch, trainer.data.preprocessing, trainer.fabric, trainer.memory_format)
     if not shares_frozen or prepared.are_features:
         return prepared
@@ -136,8 +137,9 @@ def _prepared(trainer: Trainer, batch: Batch, shares_frozen: bool = False) -> Pr
 
 
 def _frozen_part(member: Member) -> str | None:
-    cut = member.trainer.task.cut
-    return None if cut is None else cut.sha256()
+    """A hash of the frozen part whose features are all that the training needs of an image."""
+    task = member.trainer.task
+    return None if task.cut is None or task.needs_images else task.cut.sha256()
 
 
 def _writer(trainer: Trainer) -> SummaryWriter:

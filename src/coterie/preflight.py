@@ -60,7 +60,9 @@ def check_frozen(config: Config, factory: ModelFactory, model: nn.Module) -> Non
             continue
         if settings.shrink is not None:
             raise ConfigError(f"{role}.frozen and {role}.shrink do not go together; choose one")
-        Cut(model, settings.frozen)
+        cut = Cut(model, settings.frozen, learns=True)
+        if not any(True for _ in cut.upper_part.parameters()):
+            raise ConfigError(f"{role}.frozen={settings.frozen}: nothing behind it is left to learn")
         trained = factory.settings.pretrained or factory.settings.weights is not None
         if settings.start == "model" and factory.builder is None and not trained:
             raise ConfigError(

@@ -24,10 +24,11 @@ from coterie.models.cut import Cut
 
 class Task(nn.Module):
     """What all tasks have: the `model`, the `columns` of the full label set that it answers for, and where it
-    is `cut` if a part of it is frozen.
+    is `cut` if a part of it is frozen. It `needs_images` where features of that part are not enough.
     """
 
     cut: Cut | None = None
+    needs_images: bool = False
 
     def __init__(self, model: nn.Module, columns: list[int]) -> None:
         super().__init__()
@@ -79,6 +80,7 @@ class DistillationTask(Task):
     ) -> None:
         super().__init__(model, list(range(num_classes)))
         self.teachers = teachers
+        self.needs_images = teachers is not None
         self.register_buffer("weights", torch.tensor(weights, dtype=torch.float32), persistent=False)
         self.loss = loss
         self.distillation_loss = distillation_loss

@@ -80,7 +80,7 @@ class Teaching:
             if frozen_part is not None:
                 frozen_part.lower_part.to(self.fabric.device).eval()
                 with self.fabric.autocast():
-                    images = frozen_part.lower(images).float()
+                    images = frozen_part.lower(images)
             branches = [branch.made_faster(faster) for branch in branches]
         forms = ", ".join(
             f"{count} in {form}" for form, count in Counter(model.form for model in frozen).items()

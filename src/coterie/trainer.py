@@ -187,7 +187,7 @@ class Trainer:
         if self.averaged is not None:
             self.averaged.to(fabric.device)
         if settings.frozen is not None:  # the models are where they stay now
-            task.cut = Cut(task.model, settings.frozen)
+            task.cut = Cut(task.model, settings.frozen, learns=True)
         self._evaluated_cut = None if settings.frozen is None else Cut(self.evaluated, settings.frozen)
         self.scheduler = make_scheduler(self.optimizer, settings, len(data.training) * settings.epochs)
         self.state = self._take_up()

@@ -54,7 +54,8 @@ def grouped(jobs: Sequence[Job], together: int, processes: int = 1) -> list[list
     alike: dict[tuple[object, ...], list[Job]] = {}
     for job in jobs:
         settings = job.settings
-        of_batches = (settings.batch_size, settings.views, settings.start, settings.frozen)
+        from_features = settings.frozen is not None and settings.views_come_again
+        of_batches = (settings.batch_size, settings.views, settings.start, settings.frozen, from_features)
         alike.setdefault((job.training.name == STUDENT, *of_batches), []).append(job)
     groups = []
     for same in alike.values():

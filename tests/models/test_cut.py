@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from coterie.config import ModelConfig
 from coterie.errors import ConfigError
@@ -85,6 +86,46 @@ def test_dropout_of_the_head_is_that_of_the_model() -> None:
     torch.manual_seed(0)
     first = cut.upper(features)
     assert not torch.equal(cut.upper(features), first)
+
+
+class Decided(nn.Module):
+    """Dropout that is no module, before and behind the cut, by what the model is in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3)
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.stem(functional.dropout(images, 0.5, self.training))
+        logits: Tensor = self.head(functional.dropout(features, 0.5, self.training).mean(dim=(2, 3)))
+        return logits
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_what_a_model_decides_by_its_mode_does_not_depend_on_the_mode_it_is_cut_in(training: bool) -> None:
+    model = Decided().train(training)
+    expected = copy.deepcopy(model).eval()
+    cut, learning = Cut(model, "stem"), Cut(model, "stem", learns=True)
+    assert [module.training for module in model.modules()] == [training] * 3
+    assert cut.sha256() == learning.sha256()
+    with torch.no_grad():
+        features = cut.lower(IMAGES)
+        assert torch.equal(features, expected.stem(IMAGES))
+        assert torch.equal(cut.upper(features), expected(IMAGES))
+        assert torch.equal(learning.lower(IMAGES), features)
+        assert not torch.equal(learning.upper(features), learning.upper(features))
+
+
+def test_an_upper_part_leaves_the_features_as_they_are() -> None:
+    """Others answer from them too."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.SiLU(inplace=True), nn.Flatten(), nn.LazyLinear(2)).eval()
+    cut = Cut(model, "0")
+    features = cut.lower(IMAGES)
+    before = features.clone()
+    expected = model(IMAGES)
+    assert torch.equal(cut.upper(features), expected)
+    assert torch.equal(features, before)
 
 
 class Crossing(nn.Module):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,11 +19,13 @@ BACKBONE = "backbone."
 class Cut:
     """`model` cut behind its module `name`: images -> `lower` -> features -> `upper` -> logits.
 
-    Both parts share the weights of the model, and are no modules of it. ConfigError where there is no such
-    module, or where what follows it also looks at what is before.
+    Both parts share the weights of the model, and are no modules of it. What a forward pass decides by
+    `self.training`, such as a dropout that is no module, is fixed by the cut: in the upper part as in
+    training where it `learns`, else as in evaluation, which the lower part always is in. ConfigError where
+    there is no such module, or where what follows it also looks at what is before.
     """
 
-    def __init__(self, model: nn.Module, name: str) -> None:
+    def __init__(self, model: nn.Module, name: str, learns: bool = False) -> None:
         names = [found for found, _ in model.named_modules() if found]
         if name not in names:
             raise ConfigError(
@@ -29,19 +33,19 @@ class Cut:
             )
         if isinstance(model, Classifier) and name.startswith(BACKBONE):
             # what comes behind the backbone need not be traced
-            lower, rest = _split(model.backbone, name.removeprefix(BACKBONE), name)
+            lower, rest = _split(model.backbone, name.removeprefix(BACKBONE), name, learns)
             upper: nn.Module = Classifier(rest, model.head, feature_map=model.feature_map)
             upper.drop = model.drop
         else:
-            lower, upper = _split(model, name, name)
+            lower, upper = _split(model, name, name, learns)
         self.lower_part = lower
         self.upper_part = upper
 
     def lower(self, images: Tensor) -> Tensor:
-        """Images [B, 3, H, W] -> features [B, ...], without gradients."""
+        """Images [B, 3, H, W] -> features float32 [B, ...], also under autocast, without gradients."""
         with torch.no_grad():
             features: Tensor = self.lower_part(images)
-        return features
+        return features.float()
 
     def upper(self, features: Tensor) -> Tensor:
         """Features as `lower` gives them -> logits [B, C]."""
@@ -79,8 +83,31 @@ class _Tracer(fx.Tracer):
         return super().create_arg(a.logits if own else a)
 
 
-def _split(root: nn.Module, name: str, shown: str) -> tuple[fx.GraphModule, fx.GraphModule]:
+def _split(root: nn.Module, name: str, shown: str, learns: bool) -> tuple[fx.GraphModule, fx.GraphModule]:
     """The steps of `root` up to its module `name`, and those behind it."""
+    with _as_in(root, training=False):
+        lower, upper = _halves(root, name, shown)
+    if learns:
+        with _as_in(root, training=True):
+            _, upper = _halves(root, name, shown)
+    return fx.GraphModule(root, lower), fx.GraphModule(root, upper)
+
+
+@contextmanager
+def _as_in(root: nn.Module, training: bool) -> Iterator[None]:
+    """The mode of all modules inside the block; then each has its own again."""
+    before = {module: module.training for module in root.modules()}
+    for module in before:
+        module.training = training
+    try:
+        yield
+    finally:
+        for module, mode in before.items():
+            module.training = mode
+
+
+def _halves(root: nn.Module, name: str, shown: str) -> tuple[fx.Graph, fx.Graph]:
+    """The graph of `root` up to its module `name`, and the one behind it."""
     try:
         graph = _Tracer(name).trace(root)
     except Exception as error:  # a model's forward may do anything with what is not a tensor
@@ -100,7 +127,8 @@ def _split(root: nn.Module, name: str, shown: str) -> tuple[fx.GraphModule, fx.G
     for node in before:
         copies[node] = lower.node_copy(node, copies.__getitem__)
     lower.output(copies[found[0]])
-    behind: dict[fx.Node, fx.Node] = {found[0]: upper.placeholder("features")}
+    # a copy: several models answer from the same features, and an activation may write in its place
+    behind: dict[fx.Node, fx.Node] = {found[0]: upper.call_method("clone", (upper.placeholder("features"),))}
     try:
         for node in after:
             behind[node] = upper.node_copy(node, behind.__getitem__)
@@ -110,4 +138,4 @@ def _split(root: nn.Module, name: str, shown: str) -> tuple[fx.GraphModule, fx.G
         ) from None
     for part in (lower, upper):
         part.lint()
-    return fx.GraphModule(root, lower), fx.GraphModule(root, upper)
+    return lower, upper
