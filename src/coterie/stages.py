@@ -72,6 +72,7 @@ class Stages:
         self.store = store
         shared = config.data.workers > 0 or config.jobs > 1
         stored = self._stored_pixels()
+        self._pixels_are_stored = False
         self.images = ResizedImages(dataset, factory.preprocessing, config.data.cache_gb, shared, stored)
         self.workshop = Workshop(config, folder.path, dataset, factory, self.images, fingerprint)
 
@@ -89,13 +90,19 @@ class Stages:
         """Do the trainings whose names are `chosen`: baseline and teachers, then the student; teachers that
         start from the baseline come after it. The names of all that are done then.
         """
-        if self.images.stored is not None and self.still_to_do(self.folder.trainings(), chosen):
-            with Bars(self.console) as bars, bars.watch("resized images", 1, len(self.dataset)) as bar:
-                self.images.fill(bar.advance)
+        if self.still_to_do(self.folder.trainings(), chosen):
+            self._store_pixels()
         for stage in range(3):
             trainings = [training for training in self.folder.trainings() if self._stage(training) == stage]
             self._train(self._jobs(trainings, chosen))
         return {training.name for training in self.folder.trainings() if self._is_done(training)}
+
+    def _store_pixels(self) -> None:
+        """Put the resized images onto the disk where they belong there, once; those that are whole stay."""
+        if self.images.stored is not None and not self._pixels_are_stored:
+            with Bars(self.console) as bars, bars.watch("resized images", 1, len(self.dataset)) as bar:
+                self.images.fill(bar.advance)
+            self._pixels_are_stored = True
 
     def _stage(self, training: Training) -> int:
         """When its turn is: a training waits for those whose weights it needs."""
@@ -239,6 +246,7 @@ class Stages:
         models = self._models(done, chosen)
         if not models:
             return {}, {}
+        self._store_pixels()
         results: Results = {}
         leaning: Leaning = {}
         names, threshold = self.dataset.class_names, self.config.threshold

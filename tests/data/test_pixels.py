@@ -12,7 +12,7 @@ import pytest
 import coterie.data.pixels
 from coterie.config import load_config
 from coterie.data.dataset import MultiLabelDataset, UnreadableImage
-from coterie.data.loading import ResizedImages
+from coterie.data.loading import ResizedImages, plain_batches
 from coterie.data.pixels import PIXELS_FOLDER, PixelStore
 from coterie.data.reading import read_dataset
 from coterie.data.transforms import Preprocessing
@@ -91,6 +91,41 @@ def test_other_images_have_other_files(dataset: MultiLabelDataset, tmp_path: Pat
         resized(dataset, tmp_path, "other data")[0]
     with pytest.raises(RunError, match="are damaged"):
         PixelStore(tmp_path, "data", IMAGES, SIDE + 1)[0]
+
+
+def test_many_images_are_in_no_more_files_than_a_process_may_open(
+    dataset: MultiLabelDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(coterie.data.pixels, "MOST_FILES", 2)
+    images, _ = filled(dataset, tmp_path)
+    assert len(list(tmp_path.rglob("*.bin"))) == 2
+    decoded = ResizedImages(dataset, PREPROCESSING)
+    for index in (0, 29, 30, 59):
+        assert np.array_equal(np.array(images[index]), np.array(decoded[index]))
+
+
+def test_a_damaged_file_is_told_by_loading_processes_too(dataset: MultiLabelDataset, tmp_path: Path) -> None:
+    images, _ = filled(dataset, tmp_path)
+    next(tmp_path.rglob("0001.bin")).unlink()
+    with pytest.raises(RunError) as caught:
+        list(plain_batches(images, np.arange(30), 10, workers=1).epoch(0))
+    assert str(caught.value).endswith("0001.bin are damaged; start the run again, it mends them")
+    assert "Traceback" not in str(caught.value)
+
+
+def test_a_finished_run_whose_files_are_gone_is_measured_anew(tmp_path: Path) -> None:
+    table = write_table(tmp_path / "photos", make_dataset())
+    words = [
+        *RUN_WORDS,
+        f"data={table}",
+        f"out={tmp_path / 'run'}",
+        "data.cache_gb=0",
+        "data.disk_cache_gb=1",
+    ]
+    before = run(load_config(words), only=("baseline",))
+    shutil.rmtree(before.folder / PIXELS_FOLDER)
+    after = run(load_config([*words, "threshold=0.4"]), only=("baseline",), update=True)
+    assert after.metrics["val"]["baseline"]["mAP"] == before.metrics["val"]["baseline"]["mAP"]
 
 
 def test_an_image_that_broke_is_named_and_the_files_before_are_kept(

@@ -16,9 +16,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from torchvision.transforms import v2
 
-from coterie.data.dataset import MultiLabelDataset, UnreadableImage
+from coterie.data.dataset import MultiLabelDataset
 from coterie.data.pixels import PixelStore
 from coterie.data.transforms import Preprocessing, to_pixels
+from coterie.errors import CoterieError
 from coterie.seeding import derive_seed, seeded
 
 ViewKey = tuple[int, int]  # (number of the view, position of the image in the dataset)
@@ -111,18 +112,18 @@ class Views(Dataset[View]):
         targets = torch.from_numpy(self.images.dataset.targets[index])
         return View(to_pixels(image), targets, torch.tensor(index))
 
-    def __getitems__(self, keys: list[ViewKey]) -> list[View] | UnreadableImage:
-        """The views of one batch; an unreadable image among them is handed on, as what is raised in a loading
-        process comes out of torch as another error.
+    def __getitems__(self, keys: list[ViewKey]) -> list[View] | CoterieError:
+        """The views of one batch; an error, as of an unreadable image, is handed on, as what is raised in a
+        loading process comes out of torch as another error.
         """
         try:
             return [self[key] for key in keys]
-        except UnreadableImage as error:
+        except CoterieError as error:
             return error
 
 
-def _collated(views: list[View] | UnreadableImage) -> Batch | UnreadableImage:
-    return views if isinstance(views, UnreadableImage) else Batch(*default_collate(views))
+def _collated(views: list[View] | CoterieError) -> Batch | CoterieError:
+    return views if isinstance(views, CoterieError) else Batch(*default_collate(views))
 
 
 class EpochSampler(Sampler[list[ViewKey]]):
@@ -183,7 +184,9 @@ class Batches(ABC):
 
     @abstractmethod
     def epoch(self, epoch: int) -> Iterator[Batch]:
-        """The batches of one epoch; UnreadableImage where a picture has broken since it was checked."""
+        """The batches of one epoch; UnreadableImage where a picture has broken since it was checked,
+        RunError where what is stored of it has.
+        """
 
 
 class ImageBatches(Batches):
@@ -205,7 +208,7 @@ class ImageBatches(Batches):
     def epoch(self, epoch: int) -> Iterator[Batch]:
         self.sampler.epoch = epoch
         for batch in self._loader:
-            if isinstance(batch, UnreadableImage):
+            if isinstance(batch, CoterieError):
                 raise batch
             yield batch
 

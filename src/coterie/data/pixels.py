@@ -15,8 +15,10 @@ from coterie.array_store import Array, ArrayStore, check_room
 from coterie.errors import RunError
 
 PIXELS_FOLDER = "pixels"
-# A file of so many images is read whole once, to be checked, and mapped from then on.
+# A file of so many images is read whole once, to be checked, and mapped from then on. What is mapped counts
+# as an open file, and a process may have about a thousand: of many images, more are in one.
 IMAGES_A_FILE = 512
+MOST_FILES = 256
 WHAT = "the resized images"
 REMEDY = "Choose another place with cache_dir=…, or data.disk_cache_gb=0"
 
@@ -27,7 +29,8 @@ class PixelStore:
     def __init__(self, folder: Path, fingerprint: str, images: int, side: int) -> None:
         inputs = {"data": fingerprint, "versions": {"pillow": version("pillow")}}
         self.images = images
-        self.store = ArrayStore(folder, inputs, (IMAGES_A_FILE, side, side, 3), "uint8")
+        self.images_a_file = max(IMAGES_A_FILE, -(-images // MOST_FILES))
+        self.store = ArrayStore(folder, inputs, (self.images_a_file, side, side, 3), "uint8")
         self._files: dict[int, Array] = {}
 
     @property
@@ -50,14 +53,14 @@ class PixelStore:
                     with self.store.locked(number, wait=True):
                         if self.store.read(number) is None:
                             self._write(number, decode, pool)
-                    advance(IMAGES_A_FILE)
+                    advance(self.images_a_file)
         except OSError as error:
             reason = error.strerror or error
             raise RunError(f"{WHAT} cannot be written to {folder}: {reason}. {REMEDY}") from error
 
     def __getitem__(self, index: int) -> npt.NDArray[np.uint8]:
         """The image at a position; RunError where its file is not what was written."""
-        number, row = divmod(index, IMAGES_A_FILE)
+        number, row = divmod(index, self.images_a_file)
         if number not in self._files:
             found = self.store.read(number)
             if found is None:
@@ -75,14 +78,14 @@ class PixelStore:
     def _write(
         self, number: int, decode: Callable[[int], npt.NDArray[np.uint8]], pool: ThreadPoolExecutor
     ) -> None:
-        first = number * IMAGES_A_FILE
-        indices = range(first, min(first + IMAGES_A_FILE, self.images))
+        first = number * self.images_a_file
+        indices = range(first, min(first + self.images_a_file, self.images))
         with self.store.writing(number) as put:
             for image in pool.map(decode, indices):
                 put(image[None])
-            if len(indices) < IMAGES_A_FILE:
-                put(np.zeros((IMAGES_A_FILE - len(indices), *self.store.shape[1:]), dtype=np.uint8))
+            if len(indices) < self.images_a_file:
+                put(np.zeros((self.images_a_file - len(indices), *self.store.shape[1:]), dtype=np.uint8))
 
     @property
     def _numbers(self) -> range:
-        return range(-(-self.images // IMAGES_A_FILE))
+        return range(-(-self.images // self.images_a_file))
