@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from coterie.config import load_config
 from coterie.errors import ConfigError, RunError
 from coterie.pipeline import Run, run
 from coterie.runfolder import RunFolder
-from coterie.sidebyside import CRASH_FILE
+from coterie.sidebyside import CRASH_FILE, _Worker
 from tests.tiny import CLASS_NAMES, RUN_SETTINGS, RUN_WORDS, SIDE, Net, make_dataset, sized, write_table
 
 TWO = ("baseline", "teachers/co-occurrence-0")
@@ -152,3 +154,24 @@ def _writing(folder: Path) -> bool:
         except OSError:  # the process ended, or is another user's
             continue
     return False
+
+
+def test_a_process_killed_in_the_middle_of_a_message_is_one_that_died() -> None:
+    class Killed:
+        exitcode = -signal.SIGKILL
+
+        def join(self) -> None: ...
+
+    worker: Any = object.__new__(_Worker)
+    worker.connection, theirs = multiprocessing.Pipe(duplex=False)
+    worker.unfinished, worker.failure, worker._has_begun = ["a job"], "", True
+    worker._process, worker._stack = Killed(), ExitStack()
+    theirs.send(("note", "long"))
+    with os.fdopen(os.dup(worker.connection.fileno()), "rb") as reading:
+        whole = os.read(reading.fileno(), 1000)
+    os.write(theirs.fileno(), whole[:-1])
+    theirs.close()
+    worker.listen()
+    assert worker.ended
+    assert worker.crashed
+    assert worker.failure.startswith("its process ended by SIGKILL")

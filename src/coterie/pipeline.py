@@ -110,7 +110,7 @@ def run(
         stages = Stages(config, folder, dataset, factory, fabric, console, inputs.fingerprint, start, shared)
         stages.check_teachers(trainings, chosen)
         to_do = stages.still_to_do(trainings, chosen)
-        check_space(folder.path, model, to_do, config.jobs)
+        check_space(folder.path, model, to_do, config.jobs * config.together)
         if any(training.name == "student" for training in to_do):
             check_teaching(config, folder.path, dataset)
         try:

@@ -101,13 +101,13 @@ def checked_images(
     return checked, Inputs(checked.fingerprint(), unreadable=tuple(image_id for image_id, _ in reports))
 
 
-def check_space(path: Path, model: nn.Module, trainings: Sequence[Training], jobs: int = 1) -> None:
+def check_space(path: Path, model: nn.Module, trainings: Sequence[Training], at_once: int = 1) -> None:
     """RunError where the disk has no room for the weights of the `trainings` to do and the state of those
-    that run at once.
+    that are under way `at_once`.
     """
     size = sum(tensor.nbytes for tensor in model.state_dict().values())
     # the state holds model, average, best and two moments, and is written beside the one before
-    needed = size * (len(trainings) + 10 * min(jobs, len(trainings)))
+    needed = size * (len(trainings) + 10 * min(at_once, len(trainings)))
     free = shutil.disk_usage(path).free
     if free < needed:
         raise RunError(

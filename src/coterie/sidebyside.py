@@ -135,7 +135,7 @@ class _Worker:
         try:
             while self.connection.poll():
                 self._take_in(self.connection.recv())
-        except (EOFError, ConnectionResetError):
+        except (EOFError, OSError):  # OSError: it was killed in the middle of a message
             self._end()
             if self.unfinished and not self.failure:
                 self._died()
