@@ -961,6 +961,10 @@ def test_tune_can_only_show_and_can_be_undone(coterie_command: Command, run_copy
     assert read_checkpoint(run_copy.folder / "student").thresholds is None
     assert coterie_command("tune", run_copy.folder).status == 0
     assert read_checkpoint(run_copy.folder / "student").thresholds is not None
+    assert_refused(
+        coterie_command("tune", run_copy.folder, "--reset", "--dry-run"), "leave --dry-run and --out"
+    )
+    assert read_checkpoint(run_copy.folder / "student").thresholds is not None
     outcome = coterie_command("tune", run_copy.folder, "--reset")
     assert outcome.output == "baseline and student: one threshold for all classes again, temperature 1\n"
     assert read_checkpoint(run_copy.folder / "student").thresholds is None

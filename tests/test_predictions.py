@@ -102,6 +102,9 @@ def test_a_selection_gives_the_best_of_its_classes() -> None:
     assert list(Selection(top=1).row(made).labels) == ["bee"]
     assert list(Selection(top=3).row(made).labels) == ["bee", "cat", "ant"]
     assert list(Selection(classes=("cat", "ant")).row(made).labels) == ["cat"]
+    above = replace(made, labels=("bee", "cat"))
+    assert list(Selection(threshold=0.2, top=1).row(above).labels) == ["bee"]
+    assert list(Selection(threshold=0.2, top=3).row(above).labels) == ["bee", "cat"]
     assert list(Selection(top=1, classes=("cat", "ant")).row(made).labels) == ["cat"]
     assert Selection().row(replace(made, image="\udcff.png")).image == "\\xff.png"
 

@@ -47,8 +47,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Selection:
-    """Which labels are given: those above `threshold` (None: the checkpoint's), or the `top` best whatever
-    their scores; of `classes` alone, where they are named.
+    """Which labels are given: those above `threshold` (None: the checkpoint's), or the `top` best, whatever
+    their scores where no `threshold` is named; of `classes` alone, where they are.
     """
 
     threshold: float | None = None
@@ -69,7 +69,7 @@ class Selection:
     def row(self, prediction: Prediction) -> Row:
         """The row of a prediction that was made with `threshold`."""
         chosen: Sequence[str] = prediction.labels
-        if self.top is not None:
+        if self.top is not None and self.threshold is None:
             chosen = sorted(prediction.scores, key=lambda label: -prediction.scores[label])
         if self.classes is not None:
             chosen = [label for label in chosen if label in self.classes]

@@ -49,5 +49,5 @@ def serve(
         typer.echo(f"note: whoever reaches {host} can use this; there is no password", err=True)
     typer.echo(f"{predictor.checkpoint.name} of {path} at {address(listening)} (Ctrl-C ends it)")
     limits = Limits(max_bytes=int(max_megabytes * 1e6))
-    hosts = LOOPBACK if local else None
+    hosts = LOOPBACK | {host} if local else None
     serve_app(make_app(predictor, explainer=explainer, limits=limits, hosts=hosts), listening)

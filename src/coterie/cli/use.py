@@ -44,6 +44,10 @@ def tune(
     from coterie.tuning import Objective
 
     console = Console()
+    if reset and (dry_run or out is not None):
+        raise ConfigError(
+            "--reset shows no numbers and does change checkpoints; leave --dry-run and --out out"
+        )
     if reset:
         say(console, f"{' and '.join(reset_run(path))}: one threshold for all classes again, temperature 1")
         return
@@ -82,7 +86,10 @@ def predict(
         float | None,
         typer.Option(min=0, max=1, help="Score above which a label is given; else the checkpoint's."),
     ] = None,
-    top: Annotated[int | None, typer.Option(min=1, help="The best labels, whatever their scores.")] = None,
+    top: Annotated[
+        int | None,
+        typer.Option(min=1, help="The best labels, whatever their scores unless --threshold is given."),
+    ] = None,
     classes: Annotated[
         list[str] | None, typer.Option(metavar="NAME...", help="Give these labels alone.")
     ] = None,
