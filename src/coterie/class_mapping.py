@@ -81,7 +81,7 @@ def same_classes(dataset: Sequence[str], model: Sequence[str]) -> ClassMapping:
     if not common:
         raise DataError(
             f"the data and the model have no class of the same name: {shortened(dataset)} in the data, "
-            f"{shortened(model)} in the model; --classes FILE says which stands for which"
+            f"{shortened(model)} in the model; --class-map FILE says which stands for which"
         )
     return _mapping([Measured(name, (name,), (name,)) for name in common], dataset, model)
 

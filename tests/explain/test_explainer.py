@@ -169,7 +169,7 @@ def test_explain_takes_the_folder_of_a_checkpoint(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("classes", "message"),
     [
-        ([], "name at least one class to explain; the model knows 'red', 'green'"),
+        ([], "name at least one class; the model knows 'red', 'green'"),
         ([""], "name at least one class"),
         (["gren"], "the model has no class 'gren'; did you mean 'green'"),
         (["zzz"], "the model has no class 'zzz'; it knows 'red', 'green'"),

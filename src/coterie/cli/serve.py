@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from coterie.cli.app import OwnModel, app
+from coterie.cli.app import Device, OwnModel, RunOrCheckpoint, app
 
 
 @app.command()
 def serve(
-    path: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder (its student), or a checkpoint.")],
+    path: RunOrCheckpoint,
     host: Annotated[str, typer.Option(help="127.0.0.1: this machine alone; 0.0.0.0: all.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any that is free.")] = 8000,
     max_megabytes: Annotated[float, typer.Option(min=0.001, help="The largest picture to take.")] = 20,
     model: OwnModel = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, …")] = "cpu",
+    device: Device = "auto",
 ) -> None:
     """Serve a page to drop photographs on, and a JSON endpoint.
 

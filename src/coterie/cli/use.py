@@ -11,7 +11,7 @@ from typing import Annotated, cast
 import typer
 from rich.console import Console
 
-from coterie.cli.app import ListsOfNames, OwnModel, app
+from coterie.cli.app import Device, ListsOfNames, OwnModel, RunOrCheckpoint, app
 from coterie.errors import ConfigError, DataError, counted
 from coterie.formats import Format
 
@@ -71,7 +71,7 @@ def tune(
 
 @app.command(cls=ListsOfNames)
 def predict(
-    path: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder (its student), or a checkpoint.")],
+    path: RunOrCheckpoint,
     pictures: Annotated[
         list[str],
         typer.Argument(
@@ -97,7 +97,7 @@ def predict(
         Path | None, typer.Option(help="Write to this file. Given again, the command goes on where it was.")
     ] = None,
     model: OwnModel = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, …")] = "auto",
+    device: Device = "auto",
     allow_urls: Annotated[bool, typer.Option("--allow-urls", help="Download http(s)://… too.")] = False,
     allow_private: Annotated[
         bool, typer.Option("--allow-private", help="Download from this machine and private networks too.")

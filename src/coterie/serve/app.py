@@ -277,13 +277,17 @@ def _predict(predictor: Predictor, body: bytes, limits: Limits, top: int | None)
     (prediction,) = predictor.predict([picture])
     thresholds = dict(zip(predictor.class_names, predictor.thresholds, strict=True))
     present = set(prediction.labels)
-    best_first = sorted(prediction.scores.items(), key=lambda pair: -pair[1])[:top]
     return Prediction(
         width=picture.width,
         height=picture.height,
         predictions=[
-            LabelScore(label=label, score=score, threshold=thresholds[label], present=label in present)
-            for label, score in best_first
+            LabelScore(
+                label=label,
+                score=prediction.scores[label],
+                threshold=thresholds[label],
+                present=label in present,
+            )
+            for label in prediction.ranked()[:top]
         ],
     )
 
