@@ -87,10 +87,15 @@ class Explainer:
         """The module whose output Grad-CAM looks at; None of the other methods."""
         return None if self._layer is None else self._layer.name
 
-    def __call__(self, picture: Picture, classes: Sequence[str]) -> dict[str, npt.NDArray[np.float32]]:
-        """For each class a map float32 [H, W] in 0..1, in the size of the picture: see `ClassMap.heat`."""
+    def __call__(
+        self, picture: Picture, classes: Sequence[str], size: tuple[int, int] | None = None
+    ) -> dict[str, npt.NDArray[np.float32]]:
+        """For each class a map float32 [H, W] in 0..1: see `ClassMap.heat`. `size`: (width, height) of the
+        maps, by default those of the picture.
+        """
         image = as_image(picture)
-        return {name: found.heat(*image.size) for name, found in self.maps(image, classes).items()}
+        shown = size or image.size
+        return {name: found.heat(*shown) for name, found in self.maps(image, classes).items()}
 
     def maps(self, picture: Picture, classes: Sequence[str]) -> dict[str, ClassMap]:
         """For each class its map on the model's own grid. ConfigError for a class that the model has not,

@@ -16,11 +16,15 @@ MOST_SIDE = 800
 STRENGTH = 0.75
 
 
-def heat_png(values: npt.NDArray[np.float32]) -> bytes:
+def shown_size(size: tuple[int, int]) -> tuple[int, int]:
+    """The (width, height) that a map of a picture of `size` is sent in."""
+    scale = min(1, MOST_SIDE / max(size))
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+def heat_png(heat: npt.NDArray[np.float32]) -> bytes:
     """A map [H, W] in 0..1 as PNG with transparency: from nothing at 0 over red to yellow at 1."""
-    small = Image.fromarray(np.nan_to_num(values).astype(np.float32))
-    small.thumbnail((MOST_SIDE, MOST_SIDE), Image.Resampling.BILINEAR)
-    shares = np.asarray(small).clip(0, 1)
+    shares = np.nan_to_num(heat).clip(0, 1)
     colours = np.dstack([heat_colours(shares), STRENGTH * shares])
     written = io.BytesIO()
     Image.fromarray((colours * 255).round().astype(np.uint8)).save(written, "PNG")
