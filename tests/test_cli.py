@@ -549,7 +549,11 @@ def test_diagnose_refuses_what_it_cannot_show(
     coterie_command: Command, run_copy: Run, tmp_path: Path
 ) -> None:
     none = coterie_command("diagnose", tmp_path / "none")
-    assert_refused(none, f"there is no measured run at {tmp_path / 'none'}", "the `coterie run` command of the run, given again")
+    assert_refused(
+        none,
+        f"there is no measured run at {tmp_path / 'none'}",
+        "the `coterie run` command of the run, given again",
+    )
     exam = coterie_command("diagnose", run_copy.folder, "--split", "tset")
     assert_refused(exam, "was not measured on split 'tset'; did you mean 'test'?")
     leaning = run_copy.folder / "leaning.json"
@@ -557,7 +561,7 @@ def test_diagnose_refuses_what_it_cannot_show(
         leaning.write_text(content)
         assert_refused(coterie_command("diagnose", run_copy.folder), "leaning.json", "delete it")
     leaning.unlink()
-    assert_refused(coterie_command("diagnose", run_copy.folder), "leaning.json is not there")
+    assert_refused(coterie_command("diagnose", run_copy.folder), "it has no leaning.json")
 
 
 # ablate

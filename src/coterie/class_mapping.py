@@ -173,6 +173,9 @@ def _read_json(text: str) -> Any:
 
 
 def _read_yaml(text: str) -> Any:
+    node = yaml.compose(text, Loader=yaml.SafeLoader)  # of a key that stands twice, loading takes the last
+    if isinstance(node, yaml.MappingNode) and (twice := repeated(str(key.value) for key, _ in node.value)):
+        raise ValueError(f"{shortened(twice)} stand twice")
     return yaml.safe_load(text)
 
 
