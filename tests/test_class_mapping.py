@@ -99,6 +99,7 @@ def test_mappings_are_read(
         ("a.txt", "", "by a .csv, .json or .yaml file, or by 'same', not by"),
         ("a.json", "{", "cannot be read"),
         ("a.json", '{"a": "b", "a": "c"}', "'a' stand twice"),
+        ("a.yaml", "a: b\na: c\n", "'a' stand twice"),
         ("a.json", "[]", "must have a class of the data and one of the model"),
         ("a.yaml", "a: yes", "must have a class of the data and one of the model"),
         ("a.yaml", "", "must have a class of the data and one of the model"),

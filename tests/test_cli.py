@@ -549,7 +549,11 @@ def test_diagnose_refuses_what_it_cannot_show(
     coterie_command: Command, run_copy: Run, tmp_path: Path
 ) -> None:
     none = coterie_command("diagnose", tmp_path / "none")
-    assert_refused(none, f"there is no measured run at {tmp_path / 'none'}", "`coterie run`, given again")
+    assert_refused(
+        none,
+        f"there is no measured run at {tmp_path / 'none'}",
+        "the `coterie run` command of the run, given again",
+    )
     exam = coterie_command("diagnose", run_copy.folder, "--split", "tset")
     assert_refused(exam, "was not measured on split 'tset'; did you mean 'test'?")
     leaning = run_copy.folder / "leaning.json"
@@ -557,7 +561,7 @@ def test_diagnose_refuses_what_it_cannot_show(
         leaning.write_text(content)
         assert_refused(coterie_command("diagnose", run_copy.folder), "leaning.json", "delete it")
     leaning.unlink()
-    assert_refused(coterie_command("diagnose", run_copy.folder), "leaning.json is not there")
+    assert_refused(coterie_command("diagnose", run_copy.folder), "it has no leaning.json")
 
 
 # ablate
@@ -835,9 +839,9 @@ def test_evaluate_maps_classes_by_a_file(
     table.write_text("\n".join([header, *lines]), encoding="utf-8")
     mapping = tmp_path / "classes.csv"
     mapping.write_text('data,model\n"grün, hell",green\nrot,red\nblue,blue\n', encoding="utf-8")
-    assert_refused(coterie_command(*words), "has no class", "--classes FILE maps the others")
+    assert_refused(coterie_command(*words), "has no class", "--class-map FILE maps the others")
     out = tmp_path / "out.json"
-    outcome = coterie_command(*words, "--classes", mapping, "--out", out)
+    outcome = coterie_command(*words, "--class-map", mapping, "--out", out)
     assert outcome.status == 0, outcome.error
     assert "note: classes of the data that the model does not know are left out: 'stripes'" in outcome.output
     assert "note: classes of the model that the data do not have are left out: 'stripes'" in outcome.output
@@ -845,7 +849,7 @@ def test_evaluate_maps_classes_by_a_file(
     trained = dict(zip(names, finished_run.metrics["test"]["student"]["AP"], strict=True))
     measured = json.loads(out.read_text())["test"]["student"]["AP"]
     assert measured == pytest.approx([trained[name] for name in ("green", "red", "blue")])
-    same = coterie_command(*words, "--classes", "same", "--out", out)
+    same = coterie_command(*words, "--class-map", "same", "--out", out)
     assert same.status == 0
     assert json.loads(out.read_text())["test"]["student"]["AP"] == pytest.approx(
         [trained[name] for name in names if name in ("blue", "stripes")]
@@ -961,6 +965,10 @@ def test_tune_can_only_show_and_can_be_undone(coterie_command: Command, run_copy
     assert read_checkpoint(run_copy.folder / "student").thresholds is None
     assert coterie_command("tune", run_copy.folder).status == 0
     assert read_checkpoint(run_copy.folder / "student").thresholds is not None
+    assert_refused(
+        coterie_command("tune", run_copy.folder, "--reset", "--dry-run"), "leave --dry-run and --out"
+    )
+    assert read_checkpoint(run_copy.folder / "student").thresholds is not None
     outcome = coterie_command("tune", run_copy.folder, "--reset")
     assert outcome.output == "baseline and student: one threshold for all classes again, temperature 1\n"
     assert read_checkpoint(run_copy.folder / "student").thresholds is None
@@ -1067,7 +1075,9 @@ def test_predict_gives_the_labels_above_the_threshold_or_the_best(
     middle = (scores[ranked[1]] + scores[ranked[2]]) / 2
     assert labels("--threshold", middle) == ranked[:2]
     assert labels("--threshold", 1) == []
-    assert labels("--threshold", 1, "--top", 3) == ranked[:3]
+    assert labels("--threshold", middle, "--top", 1) == ranked[:1]
+    assert labels("--threshold", middle, "--top", 3) == ranked[:2]
+    assert labels("--top", 3) == ranked[:3]
     assert labels() == [label for label in ranked if scores[label] > 0.5]
 
 
@@ -1132,7 +1142,7 @@ def test_predict_gives_the_classes_that_are_asked_for(
     words = ("predict", awkward_run, table.parent / "000.png", *OWN_MODEL, "--top", 9, "--format", "jsonl")
     outcome = coterie_command(*words, "--classes", "a, b", "é\tf")
     assert set(json.loads(outcome.output)["labels"]) == {"a, b", "é\tf"}
-    assert_refused(coterie_command(*words, "--classes", ""), "'' is not one of the 4 classes of the model")
+    assert_refused(coterie_command(*words, "--classes", ""), "name at least one class")
 
 
 def test_predict_downloads_only_where_that_is_allowed(coterie_command: Command, finished_run: Run) -> None:

@@ -102,19 +102,22 @@ def test_a_selection_gives_the_best_of_its_classes() -> None:
     assert list(Selection(top=1).row(made).labels) == ["bee"]
     assert list(Selection(top=3).row(made).labels) == ["bee", "cat", "ant"]
     assert list(Selection(classes=("cat", "ant")).row(made).labels) == ["cat"]
+    above = replace(made, labels=("bee", "cat"))
+    assert list(Selection(threshold=0.2, top=1).row(above).labels) == ["bee"]
+    assert list(Selection(threshold=0.2, top=3).row(above).labels) == ["bee", "cat"]
     assert list(Selection(top=1, classes=("cat", "ant")).row(made).labels) == ["cat"]
     assert Selection().row(replace(made, image="\udcff.png")).image == "\\xff.png"
 
 
 def test_a_selection_of_no_class_or_an_unknown_one_is_refused() -> None:
-    with pytest.raises(ConfigError, match="no class is chosen; name one"):
+    with pytest.raises(ConfigError, match="name at least one class"):
         Selection(classes=()).check(CLASS_NAMES)
-    with pytest.raises(
-        ConfigError, match="'gren' is not one of the 4 classes of the model; did you mean 'green'"
-    ):
+    with pytest.raises(ConfigError, match="the model has no class 'gren'; did you mean 'green'"):
         Selection(classes=("red", "gren")).check(CLASS_NAMES)
-    with pytest.raises(ConfigError, match="'' is not one of"):
+    with pytest.raises(ConfigError, match="name at least one class"):
         Selection(classes=("",)).check(CLASS_NAMES)
+    with pytest.raises(ConfigError, match="more than once: 'red'"):
+        Selection(classes=("red", "red")).check(CLASS_NAMES)
 
 
 @pytest.fixture

@@ -85,6 +85,11 @@ def test_only_folders_that_can_match_are_looked_into(tree: Path, monkeypatch: py
     assert set(looked) == {".", "deep"}
 
 
+def test_standard_input_is_refused_where_no_list_is_read(tree: Path) -> None:
+    with pytest.raises(DataError, match="standard input is not read here"):
+        find_pictures([tree, "-"])
+
+
 def test_folders_are_listed_when_their_turn_comes(tree: Path) -> None:
     found = find_pictures([tree])
     assert next(found).name == "B.JPG"  # type: ignore[union-attr]

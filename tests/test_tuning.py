@@ -187,8 +187,18 @@ def test_a_precision_that_nothing_reaches_gives_the_strictest_cut_and_the_name()
     targets = np.array([[0, 0], [1, 1], [1, 1]], np.int8)
     tuning = tune_thresholds(logits, targets, Objective.parse("precision=0.9"), class_names=["ant", "bee"])
     assert tuning.unreached == ("ant",)
-    assert tuning.choices[PER_CLASS].cuts.tolist() == [2.0, 1.5]  # above 2 none of those seen
+    assert tuning.choices[PER_CLASS].cuts.tolist() == [2 + 2**-22, 1.5]  # above 2 none of those seen
     assert tuning.choices[PER_CLASS].in_sample.false_positives.tolist() == [0, 0]
+
+
+def test_the_strictest_threshold_labels_nothing_seen_however_a_score_is_rounded() -> None:
+    highest = np.random.default_rng(0).normal(0, 6, 500).astype(np.float32).astype(np.float64)
+    logits = np.stack([highest, highest - 1])
+    targets = np.stack([np.zeros(500, np.int8), np.ones(500, np.int8)])
+    tuning = tune_thresholds(logits, targets, Objective.parse("precision=1"))
+    above = expit(highest / tuning.temperature)
+    above = np.nextafter(np.nextafter(above, 1), 1)  # another library's sigmoid
+    assert (above <= tuning.thresholds(PER_CLASS)).all()
 
 
 def test_few_positives_move_a_threshold_little() -> None:

@@ -81,7 +81,7 @@ def same_classes(dataset: Sequence[str], model: Sequence[str]) -> ClassMapping:
     if not common:
         raise DataError(
             f"the data and the model have no class of the same name: {shortened(dataset)} in the data, "
-            f"{shortened(model)} in the model; --classes FILE says which stands for which"
+            f"{shortened(model)} in the model; --class-map FILE says which stands for which"
         )
     return _mapping([Measured(name, (name,), (name,)) for name in common], dataset, model)
 
@@ -173,6 +173,9 @@ def _read_json(text: str) -> Any:
 
 
 def _read_yaml(text: str) -> Any:
+    node = yaml.compose(text, Loader=yaml.SafeLoader)  # of a key that stands twice, loading takes the last
+    if isinstance(node, yaml.MappingNode) and (twice := repeated(str(key.value) for key, _ in node.value)):
+        raise ValueError(f"{shortened(twice)} stand twice")
     return yaml.safe_load(text)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from coterie.diagnostics import DIAGNOSTICS_FILE, LEANING_FILE, PAIR_IMAGES, PARTITIONS, SCHEMA_VERSION
-from coterie.errors import ConfigError, RunError, did_you_mean, shortened
+from coterie.errors import ConfigError, did_you_mean, shortened
 from coterie.progress import say
+from coterie.runfolder import read_results
 
 PAIR_MODELS = ("baseline", "student")
 
@@ -25,8 +25,8 @@ def show_run(path: Path, split: str | None, pairs: int, console: Console) -> Non
 
     RunError where there is no measured run, ConfigError where it was not measured on `split`.
     """
-    described = _read(path, Path(PARTITIONS) / DIAGNOSTICS_FILE)["branches"]
-    leaning = _read(path, Path(LEANING_FILE))
+    described = read_results(path, f"{PARTITIONS}/{DIAGNOSTICS_FILE}", SCHEMA_VERSION)["branches"]
+    leaning = read_results(path, LEANING_FILE, SCHEMA_VERSION)
     splits = leaning["splits"]
     if split is not None and split not in splits:
         hint = did_you_mean(split, splits) or f"; it was on {shortened(tuple(splits))}"
@@ -96,22 +96,6 @@ def pairs_table(models: Mapping[str, Mapping[str, Any]], pairs: list[dict[str, A
                 cells = [f"{_percent(rate['percent'])} of {rate['of']}" for rate in rates]
                 table.add_row(Text(pair["label"]), Text(pair["companion"]), Text(name), *cells)
     return table
-
-
-def _read(path: Path, name: Path) -> dict[str, Any]:
-    """A JSON file of the run in `path`; RunError where it is not there, or cannot be read."""
-    remedy = "delete it, and `coterie run`, given again, makes it anew"
-    try:
-        content = json.loads((path / name).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RunError(
-            f"there is no measured run at {path}: {name} is not there; `coterie run`, given again, makes it"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise RunError(f"{path / name} cannot be read: {error}; {remedy}") from None
-    if not isinstance(content, dict) or content.get("schema_version") != SCHEMA_VERSION:
-        raise RunError(f"{path / name} is not of schema version {SCHEMA_VERSION}; {remedy}")
-    return content
 
 
 def _table(title: str, *headings: str) -> Table:

@@ -55,7 +55,7 @@ def evaluate_path(
     words: Sequence[str],
     split: str,
     *,
-    classes: str | None = None,
+    class_map: str | None = None,
     ap: Definition = "all-point",
     allow_overlap: bool = False,
     builder: ModelBuilder | None = None,
@@ -63,8 +63,8 @@ def evaluate_path(
     """Measure the checkpoint, or baseline and student of the run, at `path` on a split of the data that
     `words` name, by default those of the training.
 
-    `classes`: a file for `read_mapping`, or "same" for the classes of the same name; without it the data must
-    have every class of the model. DataError where images of the split were trained on, unless
+    `class_map`: a file for `read_mapping`, or "same" for the classes of the same name; without it the data
+    must have every class of the model. DataError where images of the split were trained on, unless
     `allow_overlap`.
     """
     path = fetched(path)
@@ -77,7 +77,7 @@ def evaluate_path(
     dataset = read_split(config, split, drawn=own)
     if not allow_overlap:
         _check_overlap(checkpoint, dataset, split, own)
-    mapping = _mapping(classes, dataset, checkpoint.class_names)
+    mapping = _mapping(class_map, dataset, checkpoint.class_names)
     threshold = config.threshold if "threshold" in parse_words(words) else None
     results = evaluate(
         predictors,
@@ -126,17 +126,17 @@ def show_evaluation(evaluation: Evaluation, console: Console) -> None:
         say(console, f"{name}: {what}")
 
 
-def _mapping(classes: str | None, dataset: MultiLabelDataset, model: Sequence[str]) -> ClassMapping:
-    if classes is None:
+def _mapping(class_map: str | None, dataset: MultiLabelDataset, model: Sequence[str]) -> ClassMapping:
+    if class_map is None:
         try:
             dataset.with_classes(model)
         except DataError as error:
             raise DataError(
-                f"{error}; --classes same measures those of the same name, --classes FILE maps the others"
+                f"{error}; --class-map same measures those of the same name, --class-map FILE maps the others"
             ) from None
-    if classes is None or classes == SAME:
+    if class_map is None or class_map == SAME:
         return same_classes(dataset.class_names, model)
-    return map_classes(read_mapping(Path(classes)), dataset.class_names, model)
+    return map_classes(read_mapping(Path(class_map)), dataset.class_names, model)
 
 
 def _check_own_data(config: Config) -> None:

@@ -17,10 +17,10 @@ from typing import IO, TextIO
 import pyarrow
 import pyarrow.parquet
 
-from coterie.errors import ConfigError, DataError, RunError, did_you_mean
+from coterie.errors import DataError, RunError
 from coterie.files import content_hash
 from coterie.formats import Format
-from coterie.predictor import Picture, Prediction, Predictor
+from coterie.predictor import Picture, Prediction, Predictor, class_columns
 
 SCHEMA_VERSION = 1  # of unfinished predictions
 LINE_ENDS = "\x85\u2028\u2029"  # which JSON leaves as they are, and readers of lines take for ends
@@ -47,8 +47,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Selection:
-    """Which labels are given: those above `threshold` (None: the checkpoint's), or the `top` best whatever
-    their scores; of `classes` alone, where they are named.
+    """Which labels are given: those above `threshold` (None: the checkpoint's), or the `top` best, whatever
+    their scores where no `threshold` is named; of `classes` alone, where they are.
     """
 
     threshold: float | None = None
@@ -56,21 +56,15 @@ class Selection:
     classes: tuple[str, ...] | None = None
 
     def check(self, class_names: Sequence[str]) -> None:
-        """ConfigError where a class is none of the model's, or the choice is empty."""
-        if self.classes is None:
-            return
-        if not self.classes:
-            raise ConfigError("no class is chosen; name one, or leave the choice out")
-        for name in self.classes:
-            if name not in class_names:
-                hint = did_you_mean(name, class_names)
-                raise ConfigError(f"'{name}' is not one of the {len(class_names)} classes of the model{hint}")
+        """ConfigError where a class is none of the model's, or none is chosen."""
+        if self.classes is not None:
+            class_columns(class_names, self.classes)
 
     def row(self, prediction: Prediction) -> Row:
         """The row of a prediction that was made with `threshold`."""
         chosen: Sequence[str] = prediction.labels
-        if self.top is not None:
-            chosen = sorted(prediction.scores, key=lambda label: -prediction.scores[label])
+        if self.top is not None and self.threshold is None:
+            chosen = prediction.ranked()
         if self.classes is not None:
             chosen = [label for label in chosen if label in self.classes]
         labels = {label: round(prediction.scores[label], DIGITS) for label in chosen[: self.top]}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from coterie.checkpoint import INFO_FILE, Checkpoint, load_model
 from coterie.data.dataset import StoredImage, UnreadableImage, open_image, upright_rgb
 from coterie.data.transforms import to_pixels
-from coterie.errors import CheckpointError, ConfigError, DataError
+from coterie.errors import CheckpointError, ConfigError, DataError, did_you_mean, repeated, shortened
 from coterie.models.factory import ModelBuilder
 from coterie.runfolder import MANIFEST_FILE
 from coterie.sources import find_pictures
@@ -45,6 +45,10 @@ class Prediction:
     scores: dict[str, float]
     labels: tuple[str, ...]
     error: str | None = None
+
+    def ranked(self) -> list[str]:
+        """All classes, the one of the greatest score first; equals in class order."""
+        return sorted(self.scores, key=lambda label: -self.scores[label])
 
 
 class Predictor:
@@ -201,6 +205,20 @@ def fetched(path: Path) -> Path:
     from coterie.export.hub import download  # it imports this module
 
     return download(found[1])
+
+
+def class_columns(known: Sequence[str], classes: Sequence[str]) -> list[int]:
+    """The positions of `classes` in `known`; ConfigError where there are none, or one is not there."""
+    if not any(name.strip() for name in classes):
+        raise ConfigError(f"name at least one class; the model knows {shortened(known)}")
+    if twice := repeated(classes):
+        raise ConfigError(f"classes are named more than once: {shortened(twice)}")
+    position = {name: column for column, name in enumerate(known)}
+    for name in classes:
+        if name not in position:
+            hint = did_you_mean(name, known) or f"; it knows {shortened(known)}"
+            raise ConfigError(f"the model has no class '{name}'{hint}")
+    return [position[name] for name in classes]
 
 
 def find_images(paths: Iterable[str | Path]) -> list[Path]:

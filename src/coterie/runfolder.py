@@ -237,6 +237,22 @@ def read_keyed(path: Path, key: str) -> dict[str, Any] | None:
     return content if isinstance(content, dict) and content.get("key") == key else None
 
 
+def read_results(run: Path, name: str, schema_version: int) -> dict[str, Any]:
+    """A JSON file that a run leaves when it is measured; RunError where it is missing or damaged."""
+    again = "the `coterie run` command of the run, given again,"
+    path = run / name
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        problem = f"it is not of schema version {schema_version}"
+    except FileNotFoundError:
+        raise RunError(f"there is no measured run at {run}, it has no {name}: {again} makes it") from None
+    except (OSError, ValueError) as error:
+        content, problem = None, str(error)
+    if not isinstance(content, dict) or content.get("schema_version") != schema_version:
+        raise RunError(f"{path} is damaged ({problem}); delete it: {again} makes it anew")
+    return content
+
+
 def measurement_key(
     weights: Sequence[str], models: Collection[str] | None, fingerprint: str, threshold: float
 ) -> str:

@@ -35,11 +35,13 @@ def find_pictures(
     and links to folders are not followed. The word "-" stands for the paths in `listed`, each on a line or
     before a NUL; one of those that is not there gives an error where it is read. Addresses http(s)://… are
     downloaded within the limits `web`, and refused without them. Raises DataError, before the first picture,
-    for a word that names none.
+    for a word that names none, and for "-" without `listed`.
     """
     checked = [os.fspath(word) for word in words]
     if checked.count(STANDARD_INPUT) > 1:
         raise DataError("standard input can be read once; give - once")
+    if listed is None and STANDARD_INPUT in checked:
+        raise DataError("a list of pictures on standard input is not read here; name files and folders")
     for word in checked:
         if word != STANDARD_INPUT and next(_pictures_at(word, web), None) is None:
             kind = "pattern" if _is_pattern(word) else "folder"

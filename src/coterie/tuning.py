@@ -409,13 +409,15 @@ def _ends(values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
 
 def _between(values: npt.NDArray[Any], last: npt.NDArray[np.int64]) -> Floats:
     """The cut behind the value at `last` of each row: half-way to the following one, 1 below the lowest. Of
-    -1, it is the greatest value, which is not above it.
+    -1, it is by one step of float32 above the greatest value: as scores, two equal ones may differ in their
+    last digit, by how they are computed.
     """
     rows = np.arange(len(values))
     above = values[rows, np.maximum(last, 0)].astype(np.float64)
     below = _following(values)[rows, np.maximum(last, 0)].astype(np.float64)
     half_way = np.where(np.isneginf(below), above - 1, (above + below) / 2)
-    return np.where(last < 0, above, half_way)
+    step = np.spacing(np.maximum(np.abs(above), 1).astype(np.float32))
+    return np.where(last < 0, above + step, half_way)
 
 
 def _following(values: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -81,7 +81,7 @@ def test_a_model_is_compared_with_another(
     [
         (["--classes", "strpes"], "the model has no class 'strpes'; did you mean 'stripes'?"),
         (["--classes", "a=b"], "the model has no class 'a=b'"),
-        (["--classes", ""], "name at least one class to explain"),
+        (["--classes", ""], "name at least one class"),
         (["--layer", "norms"], "the model has no layer 'norms'; did you mean 'norm'?"),
         (["--out", "maps.gif"], "maps.gif must end in .png"),
         (["--against", "nowhere"], "there is no run or checkpoint at nowhere"),

@@ -15,6 +15,7 @@ from coterie.checkpoint import describe_architecture, save_checkpoint
 from coterie.config import ModelConfig
 from coterie.errors import ConfigError, DataError
 from coterie.explain import ClassMap, explain, make_explainer
+from coterie.explain.explainer import best_classes
 from coterie.models.factory import ModelFactory
 from coterie.pipeline import Run
 from coterie.predictor import Picture, load_classifier
@@ -148,6 +149,23 @@ def test_explain_shows_the_best_classes_of_each_picture() -> None:
     assert explain(predictor, []) == []
 
 
+def test_the_best_classes_are_told_apart_where_float32_scores_are_all_one() -> None:
+    class Sure(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return torch.tensor([[20.0, 30.0]]).repeat(len(images), 1)
+
+    predictor = predictor_of(Sure(), ("sure", "surest"), image_size=16)
+    image = Image.new("RGB", (8, 8))
+    assert predictor.scores([image]).tolist() == [[1, 1]]
+    assert best_classes(predictor, image, 2) == ["surest", "sure"]
+
+
+def test_a_map_may_have_another_size() -> None:
+    explainer = make_explainer(predictor_of(Reddest(), ("red", "green"), image_size=16))
+    image = Image.new("RGB", (8, 4), "red")
+    assert explainer(image, ["red"], (3, 5))["red"].shape == (5, 3)
+
+
 def test_a_trained_model_of_ones_own_is_explained_by_grad_cam(finished_run: Run) -> None:
     picture = Path(finished_run.config.data.source).parent / "000.png"
     predictor = load_classifier(finished_run.folder, Net)
@@ -169,7 +187,7 @@ def test_explain_takes_the_folder_of_a_checkpoint(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("classes", "message"),
     [
-        ([], "name at least one class to explain; the model knows 'red', 'green'"),
+        ([], "name at least one class; the model knows 'red', 'green'"),
         ([""], "name at least one class"),
         (["gren"], "the model has no class 'gren'; did you mean 'green'"),
         (["zzz"], "the model has no class 'zzz'; it knows 'red', 'green'"),

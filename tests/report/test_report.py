@@ -231,7 +231,7 @@ def test_a_report_is_made_without_the_pictures_too(run_copy: Run, tmp_path: Path
         ("manifest.json", None, "there is no run at"),
         ("manifest.json", "{", "cannot be used"),
         ("config.yaml", "k: none", "config.yaml cannot be used: setting 'k' must be a whole number"),
-        ("metrics.json", None, "is not measured, it has no metrics.json"),
+        ("metrics.json", None, "it has no metrics.json"),
         ("metrics.json", "{", "metrics.json is damaged"),
         ("metrics.json", '{"schema_version": 1}', "metrics.json is damaged (it holds no results)"),
         ("metrics.json", '{"schema_version": 1, "key": "", "splits": {}}', "it holds no results"),

@@ -16,6 +16,7 @@ from fastapi.testclient import TestClient
 from httpx2 import Response
 from PIL import Image
 
+from coterie.explain.colours import heat_colours
 from coterie.predictor import Predictor
 from coterie.serve import Limits, make_app
 from coterie.serve.answers import ServeError
@@ -312,9 +313,9 @@ def test_the_page_needs_nothing_from_elsewhere_and_runs_no_script_inline(client:
 def test_maps_are_there_with_an_explainer_alone(client: TestClient, predictor: Predictor) -> None:
     asked: list[tuple[tuple[int, int], list[str]]] = []
 
-    def explain(image: Image.Image, classes: Sequence[str]) -> dict[str, np.ndarray]:
+    def explain(image: Image.Image, classes: Sequence[str], size: tuple[int, int]) -> dict[str, np.ndarray]:
         asked.append((image.size, list(classes)))
-        return {name: np.linspace(0, 1, image.width)[None].repeat(image.height, 0) for name in classes}
+        return {name: np.linspace(0, 1, size[0])[None].repeat(size[1], 0) for name in classes}
 
     body = encoded(picture())
     assert_refused(client.post("/api/map?label=plain", content=body), 404, "not_found", "Not Found")
@@ -333,12 +334,26 @@ def test_maps_are_there_with_an_explainer_alone(client: TestClient, predictor: P
     assert_refused(explained.post("/api/map", content=body), 422, "bad_parameter", "label")
 
 
-def test_a_map_of_a_large_picture_is_sent_small() -> None:
-    values = np.zeros((1000, 2000), np.float32)
-    values[:, 1000:] = 2.0  # beyond 1 is 1
-    found = Image.open(io.BytesIO(heat_png(values)))
-    assert found.size == (MOST_SIDE, MOST_SIDE // 2)
-    assert [found.getpixel((x, 200))[3] for x in (10, 790)] == [0, 191]  # type: ignore[index]
+def test_a_map_of_a_large_picture_is_made_and_sent_small(predictor: Predictor) -> None:
+    made = []
+
+    def explain(_image: Image.Image, classes: Sequence[str], size: tuple[int, int]) -> dict[str, np.ndarray]:
+        made.append(size)
+        return dict.fromkeys(classes, np.ones(size[::-1], np.float32))
+
+    client = TestClient(make_app(predictor, explainer=explain), base_url=HERE)
+    response = client.post("/api/map?label=plain", content=encoded(picture(2000, 1000)))
+    assert Image.open(io.BytesIO(response.content)).size == (MOST_SIDE, MOST_SIDE // 2)
+    client.post("/api/map?label=plain", content=encoded(picture(2000, 1)))
+    assert made == [(MOST_SIDE, MOST_SIDE // 2), (MOST_SIDE, 1)]
+
+
+def test_a_map_has_the_colours_of_sheets_and_no_value_beyond_them() -> None:
+    values = np.array([[-1, 0, 0.5, 1, 2, np.nan]], np.float32)
+    found = np.asarray(Image.open(io.BytesIO(heat_png(values))))
+    assert found[0, :, 3].tolist() == [0, 0, 96, 191, 191, 0]
+    expected = heat_colours(np.array([[0, 0, 0.5, 1, 1, 0]], np.float32))
+    assert (found[..., :3] == (255 * expected).round()).all()
 
 
 def test_one_class_is_served_as_many_are(predictor: Predictor) -> None:

@@ -44,8 +44,8 @@ def predictor(tmp_path_factory: pytest.TempPathFactory) -> Predictor:
 def url(predictor: Predictor) -> Iterator[str]:
     """The address of a server with maps that rise from left to right."""
 
-    def explain(image: Image.Image, classes: Sequence[str]) -> dict[str, np.ndarray]:
-        return {name: np.linspace(0, 1, image.width)[None].repeat(image.height, 0) for name in classes}
+    def explain(_image: Image.Image, classes: Sequence[str], size: tuple[int, int]) -> dict[str, np.ndarray]:
+        return {name: np.linspace(0, 1, size[0])[None].repeat(size[1], 0) for name in classes}
 
     app = make_app(predictor, explainer=explain, limits=Limits(max_bytes=100_000))
     listening = listen("127.0.0.1", 0)

@@ -137,7 +137,9 @@ def test_only_loopback_is_without_a_warning_and_answers_to_no_other_name(
     outcome = coterie_command("serve", checkpoint, "--host", "0.0.0.0", "--port", 0, "--max-megabytes", 0.5)
     assert outcome.error == "note: whoever reaches 0.0.0.0 can use this; there is no password\n"
     assert coterie_command("serve", checkpoint, "--port", 0).error == ""
-    anyone, local = (TestClient(app, base_url="http://box.example") for app in served)
+    assert coterie_command("serve", checkpoint, "--host", "127.0.0.3", "--port", 0).error == ""
+    assert TestClient(served[2], base_url="http://127.0.0.3").get("/").status_code == 200
+    anyone, local, _ = (TestClient(app, base_url="http://box.example") for app in served)
     assert anyone.get("/api/model").json()["max_bytes"] == 500_000
     assert local.get("/").status_code == 421
 

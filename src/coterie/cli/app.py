@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -83,6 +84,12 @@ SettingWords = Annotated[
         autocompletion=complete_setting,
     ),
 ]
+
+RunOrCheckpoint = Annotated[
+    Path, typer.Argument(metavar="RUN", help="A run folder (its student), or a checkpoint.")
+]
+
+Device = Annotated[str, typer.Option(help="auto (a GPU where there is one), cpu, cuda, …")]
 
 OwnModel = Annotated[
     str | None, typer.Option(metavar="MODULE:FUNCTION", help="What builds a model that is not coterie's.")

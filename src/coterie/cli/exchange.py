@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from coterie.cli.app import ListsOfValues, OwnModel, app
+from coterie.cli.app import ListsOfValues, OwnModel, RunOrCheckpoint, app
 from coterie.errors import ConfigError
 
 
@@ -18,7 +18,6 @@ class ExportForm(StrEnum):
     HUB = "hub"
 
 
-Trained = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder (its student), or a checkpoint.")]
 License = Annotated[str | None, typer.Option(help="For the model card, as the Hub names it: apache-2.0.")]
 
 
@@ -61,7 +60,7 @@ def import_command(
 
 @app.command(cls=ListsOfValues)
 def export(
-    path: Trained,
+    path: RunOrCheckpoint,
     out: Annotated[Path, typer.Option(help="The file to write; for the Hub, the folder.")],
     to: Annotated[
         ExportForm, typer.Option(help="One ONNX file, a torch.export program, or a folder for the Hub.")
@@ -110,7 +109,7 @@ def export(
 
 @app.command()
 def push(
-    path: Trained,
+    path: RunOrCheckpoint,
     name: Annotated[str, typer.Argument(metavar="USER/MODEL", help="The repository; made if need be.")],
     private: Annotated[bool, typer.Option("--private", help="Make it a private one.")] = False,
     license: License = None,

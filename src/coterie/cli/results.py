@@ -10,8 +10,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from coterie.cli.app import ListsOfNames, OwnModel, SettingWords, app
-from coterie.errors import DataError
+from coterie.cli.app import Device, ListsOfNames, OwnModel, SettingWords, app
+from coterie.errors import DataError, counted
 
 
 @app.command()
@@ -39,7 +39,7 @@ def evaluate(
     path: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or one checkpoint in it.")],
     words: SettingWords = None,
     split: Annotated[str, typer.Option(help="The split to measure on.")] = "test",
-    classes: Annotated[
+    class_map: Annotated[
         str | None,
         typer.Option(
             metavar="FILE",
@@ -70,7 +70,7 @@ def evaluate(
         path,
         words or (),
         split,
-        classes=classes,
+        class_map=class_map,
         ap=ap.value,
         allow_overlap=allow_overlap,
         builder=import_builder(model) if model else None,
@@ -83,8 +83,9 @@ def evaluate(
 @app.command(cls=ListsOfNames)
 def explain(
     path: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or one checkpoint.")],
-    images: Annotated[
-        list[Path], typer.Argument(metavar="PICTURE", help="Pictures, and folders of pictures.")
+    pictures: Annotated[
+        list[str],
+        typer.Argument(metavar="PICTURE", help="Files, folders, patterns such as 'photos/**/*.jpg'."),
     ],
     classes: Annotated[
         list[str] | None,
@@ -102,7 +103,7 @@ def explain(
         str | None, typer.Option(metavar="MODULE", help="Look at this module of the model, by Grad-CAM.")
     ] = None,
     model: OwnModel = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, …")] = "cpu",
+    device: Device = "auto",
 ) -> None:
     """Draw where a model looks: maps of classes over pictures, of a run baseline, teachers and student.
 
@@ -119,7 +120,7 @@ def explain(
     from coterie.progress import say
 
     builder = import_builder(model) if model else None
-    pictures = find_images(images)
+    found = find_images(pictures)
     models = find_models(path, against, partial(load_classifier, model=builder, device=device), layer)
     console = Console()
     with console.status("drawing") as status:
@@ -128,13 +129,13 @@ def explain(
         def count() -> None:
             nonlocal done
             done += 1
-            status.update(f"drawing: {done} of {len(pictures)} pictures")
+            status.update(f"drawing: {done} of {len(found)} pictures")
 
-        written, failures = write_sheets(models, pictures, out, classes, top, count)
+        written, failures = write_sheets(models, found, out, classes, top, count)
     if written:
         say(console, f"written to {written[0] if len(written) == 1 else out}")
     if failures:
         raise DataError(
-            f"{len(failures)} of {len(pictures)} pictures cannot be read; the first: {failures[0].path} "
-            f"({failures[0].reason})"
+            f"{len(failures):,} of {counted(len(found), 'picture')} cannot be read; the first: "
+            f"{failures[0].path} ({failures[0].reason})"
         )

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from coterie.cli.app import OwnModel, app
+from coterie.cli.app import Device, OwnModel, RunOrCheckpoint, app
 
 
 @app.command()
 def serve(
-    path: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder (its student), or a checkpoint.")],
+    path: RunOrCheckpoint,
     host: Annotated[str, typer.Option(help="127.0.0.1: this machine alone; 0.0.0.0: all.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any that is free.")] = 8000,
     max_megabytes: Annotated[float, typer.Option(min=0.001, help="The largest picture to take.")] = 20,
     model: OwnModel = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, …")] = "cpu",
+    device: Device = "auto",
 ) -> None:
     """Serve a page to drop photographs on, and a JSON endpoint.
 
@@ -49,5 +48,5 @@ def serve(
         typer.echo(f"note: whoever reaches {host} can use this; there is no password", err=True)
     typer.echo(f"{predictor.checkpoint.name} of {path} at {address(listening)} (Ctrl-C ends it)")
     limits = Limits(max_bytes=int(max_megabytes * 1e6))
-    hosts = LOOPBACK if local else None
+    hosts = LOOPBACK | {host} if local else None
     serve_app(make_app(predictor, explainer=explainer, limits=limits, hosts=hosts), listening)

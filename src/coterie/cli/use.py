@@ -11,7 +11,7 @@ from typing import Annotated, cast
 import typer
 from rich.console import Console
 
-from coterie.cli.app import ListsOfNames, OwnModel, app
+from coterie.cli.app import Device, ListsOfNames, OwnModel, RunOrCheckpoint, app
 from coterie.errors import ConfigError, DataError, counted
 from coterie.formats import Format
 
@@ -44,6 +44,10 @@ def tune(
     from coterie.tuning import Objective
 
     console = Console()
+    if reset and (dry_run or out is not None):
+        raise ConfigError(
+            "--reset shows no numbers and does change checkpoints; leave --dry-run and --out out"
+        )
     if reset:
         say(console, f"{' and '.join(reset_run(path))}: one threshold for all classes again, temperature 1")
         return
@@ -67,7 +71,7 @@ def tune(
 
 @app.command(cls=ListsOfNames)
 def predict(
-    path: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder (its student), or a checkpoint.")],
+    path: RunOrCheckpoint,
     pictures: Annotated[
         list[str],
         typer.Argument(
@@ -82,7 +86,10 @@ def predict(
         float | None,
         typer.Option(min=0, max=1, help="Score above which a label is given; else the checkpoint's."),
     ] = None,
-    top: Annotated[int | None, typer.Option(min=1, help="The best labels, whatever their scores.")] = None,
+    top: Annotated[
+        int | None,
+        typer.Option(min=1, help="The best labels, whatever their scores unless --threshold is given."),
+    ] = None,
     classes: Annotated[
         list[str] | None, typer.Option(metavar="NAME...", help="Give these labels alone.")
     ] = None,
@@ -90,7 +97,7 @@ def predict(
         Path | None, typer.Option(help="Write to this file. Given again, the command goes on where it was.")
     ] = None,
     model: OwnModel = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, …")] = "auto",
+    device: Device = "auto",
     allow_urls: Annotated[bool, typer.Option("--allow-urls", help="Download http(s)://… too.")] = False,
     allow_private: Annotated[
         bool, typer.Option("--allow-private", help="Download from this machine and private networks too.")

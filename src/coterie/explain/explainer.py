@@ -14,14 +14,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from coterie.data.transforms import to_pixels
-from coterie.errors import ConfigError, did_you_mean, repeated, shortened
 from coterie.evaluation import to_scores
 from coterie.explain.attention import QUERY_HEADS, attention_maps
 from coterie.explain.exact import csra_maps, is_linear_in_map, linear_maps
 from coterie.explain.gradcam import Layer, find_layer, grad_cam
 from coterie.models.classifier import Classifier
 from coterie.models.heads.csra import CsraHead
-from coterie.predictor import Picture, Predictor, as_image, load_classifier
+from coterie.predictor import Picture, Predictor, as_image, class_columns, load_classifier
 
 Method = Literal["class activation", "residual attention", "attention", "Grad-CAM"]
 TOP = 3  # classes that are shown of a picture where none are named
@@ -88,10 +87,15 @@ class Explainer:
         """The module whose output Grad-CAM looks at; None of the other methods."""
         return None if self._layer is None else self._layer.name
 
-    def __call__(self, picture: Picture, classes: Sequence[str]) -> dict[str, npt.NDArray[np.float32]]:
-        """For each class a map float32 [H, W] in 0..1, in the size of the picture: see `ClassMap.heat`."""
+    def __call__(
+        self, picture: Picture, classes: Sequence[str], size: tuple[int, int] | None = None
+    ) -> dict[str, npt.NDArray[np.float32]]:
+        """For each class a map float32 [H, W] in 0..1: see `ClassMap.heat`. `size`: (width, height) of the
+        maps, by default those of the picture.
+        """
         image = as_image(picture)
-        return {name: found.heat(*image.size) for name, found in self.maps(image, classes).items()}
+        shown = size or image.size
+        return {name: found.heat(*shown) for name, found in self.maps(image, classes).items()}
 
     def maps(self, picture: Picture, classes: Sequence[str]) -> dict[str, ClassMap]:
         """For each class its map on the model's own grid. ConfigError for a class that the model has not,
@@ -161,19 +165,5 @@ def explain(
 
 def best_classes(predictor: Predictor, image: Picture, top: int) -> list[str]:
     """The `top` classes with the greatest scores, best first."""
-    best = np.argsort(-predictor.scores([image])[0], kind="stable")[:top]
-    return [predictor.class_names[column] for column in best]
-
-
-def class_columns(known: Sequence[str], classes: Sequence[str]) -> list[int]:
-    """The positions of `classes` in `known`; ConfigError where there are none, or one is not there."""
-    if not any(name.strip() for name in classes):
-        raise ConfigError(f"name at least one class to explain; the model knows {shortened(known)}")
-    if twice := repeated(classes):
-        raise ConfigError(f"classes to explain are named more than once: {shortened(twice)}")
-    position = {name: column for column, name in enumerate(known)}
-    for name in classes:
-        if name not in position:
-            hint = did_you_mean(name, known) or f"; it knows {shortened(known)}"
-            raise ConfigError(f"the model has no class '{name}'{hint}")
-    return [position[name] for name in classes]
+    (prediction,) = predictor.predict([image])
+    return prediction.ranked()[:top]

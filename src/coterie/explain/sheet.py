@@ -14,10 +14,11 @@ from PIL import Image, ImageDraw, ImageFont
 
 from coterie.data.dataset import UnreadableImage
 from coterie.errors import ConfigError, counted
+from coterie.explain.colours import heat_colours
 from coterie.explain.columns import Column, Models
-from coterie.explain.explainer import TOP, ClassMap, best_classes, class_columns
+from coterie.explain.explainer import TOP, ClassMap, best_classes
 from coterie.files import atomic_write
-from coterie.predictor import as_image
+from coterie.predictor import as_image, class_columns
 
 CELL = 208  # side in pixels of the square that a picture is fitted into
 GAP = 14
@@ -135,7 +136,7 @@ def overlay(image: Image.Image, heat: npt.NDArray[np.float32]) -> Image.Image:
     evenly. What is 0 stays grey.
     """
     grey = np.asarray(image.convert("L").convert("RGB"), dtype=np.float32) / 255
-    colours = _colours()[(heat * 255).round().astype(np.uint8)]
+    colours = heat_colours(heat)
     cover = STRENGTH * heat[..., None]
     mixed = grey * (1 - cover) + colours * cover
     return Image.fromarray((mixed * 255).round().astype(np.uint8))
@@ -219,15 +220,6 @@ def _font(bold: bool) -> ImageFont.FreeTypeFont:
 
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
     return ImageFont.truetype(str(Path(get_data_path()) / "fonts" / "ttf" / name), TEXT)
-
-
-@functools.cache
-def _colours() -> npt.NDArray[np.float32]:
-    """[256, 3], evenly lighter from dark red over orange to pale yellow: inferno without its black."""
-    from matplotlib import colormaps
-
-    rgb: npt.NDArray[np.float32] = colormaps["inferno"](np.linspace(0.4, 1, 256))[:, :3].astype(np.float32)
-    return rgb
 
 
 def _free_name(picture: Path, taken: set[str]) -> str:

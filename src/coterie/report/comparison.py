@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.special import logit
 
 from coterie.config import ROLES, leaves, plain
 from coterie.errors import ConfigError, RunError, counted, shortened
 from coterie.evaluation import SHOWN, left_out_notes
 from coterie.report.classes import difference
-from coterie.report.content import bar_limit, to_logit
+from coterie.report.content import bar_limit
 from coterie.report.intervals import LEVEL, MOST_SCORES, RESAMPLES, bootstrap_differences, interval
 from coterie.report.page import render, write_page
 from coterie.report.reading import FinishedRun, read_run
@@ -156,7 +157,7 @@ def _resampled(first: FinishedRun, other: FinishedRun, split: str) -> dict[str, 
         )
     if old.targets.size > MOST_SCORES:
         return None
-    cuts = (to_logit(other.config.threshold), to_logit(first.config.threshold))
+    cuts = (float(logit(other.config.threshold)), float(logit(first.config.threshold)))
     return bootstrap_differences(
         new.models["student"][places], old.models["student"], old.targets, cuts
     ).metrics

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 from markupsafe import Markup
+from scipy.special import logit
 
 from coterie.config import as_words, plain
 from coterie.drawing import graph_svg
@@ -166,16 +166,10 @@ def resampled(threshold: float, logits: SplitLogits) -> Differences | None:
     """How far the student is ahead of the baseline in resamples of a split; None where it would take long."""
     if logits.targets.size > MOST_SCORES:
         return None
-    cut = to_logit(threshold)
+    cut = float(logit(threshold))
     return bootstrap_differences(
         logits.models["student"], logits.models["baseline"], logits.targets, (cut, cut)
     )
-
-
-def to_logit(threshold: float) -> float:
-    """The logit whose score is `threshold` in 0..1."""
-    with np.errstate(divide="ignore"):
-        return float(np.log(threshold) - np.log1p(-threshold))
 
 
 def split_results(
@@ -295,7 +289,7 @@ def _curves(run: FinishedRun, logits: SplitLogits) -> dict[str, Any]:
     models = [model for model in run.models if model in CLASS_CURVES]
     room = CURVE_BYTES / (len(run.class_names) * len(models) * POINT_BYTES * 4)
     columns = int(min(COLUMNS, max(room, 4)))
-    cut = to_logit(run.config.threshold)
+    cut = float(logit(run.config.threshold))
     everything = {
         model: encoded_curve(logits.models[model], logits.targets, cut, 2 * COLUMNS) for model in run.models
     }

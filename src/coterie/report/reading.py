@@ -16,7 +16,7 @@ from coterie.evaluation import Results
 from coterie.labels import Partition
 from coterie.logits import SplitLogits
 from coterie.rundata import DATA_FILE, RunData, read_data
-from coterie.runfolder import CONFIG_FILE, MANIFEST_FILE, METRICS_FILE, RunFolder, Training
+from coterie.runfolder import CONFIG_FILE, MANIFEST_FILE, METRICS_FILE, RunFolder, Training, read_results
 from coterie.tune import TUNED, current_logits
 
 AGAIN = "the `coterie run` command of the run, given again, goes on with it"
@@ -136,7 +136,7 @@ def _read_diagnostics(folder: Path, partitions: Mapping[str, Partition]) -> dict
     """What `describe_partition` says of each of the `partitions`."""
     name = f"{PARTITIONS}/{DIAGNOSTICS_FILE}"
     try:
-        branches: dict[str, Any] = _read_json(folder, name)["branches"]
+        branches: dict[str, Any] = read_results(folder, name, SCHEMA_VERSION)["branches"]
         whole = all(len(branches[kind]["groups"]) == partitions[kind].k for kind in partitions)
     except (KeyError, TypeError):
         whole = False
@@ -147,7 +147,7 @@ def _read_diagnostics(folder: Path, partitions: Mapping[str, Partition]) -> dict
 
 def _read_metrics(folder: Path, data: RunData) -> tuple[str, Results]:
     """The key of the measurement, and what came out: the same models on every split, all classes."""
-    content = _read_json(folder, METRICS_FILE)
+    content = read_results(folder, METRICS_FILE, SCHEMA_VERSION)
     try:
         key, metrics = content["key"], content["splits"]
         models = next(iter(metrics.values())).keys()
@@ -168,7 +168,7 @@ def _read_metrics(folder: Path, data: RunData) -> tuple[str, Results]:
 
 def _read_leaning(folder: Path, metrics: Results) -> dict[str, Any]:
     """The leaning of the models in `metrics`."""
-    content = _read_json(folder, LEANING_FILE)
+    content = read_results(folder, LEANING_FILE, SCHEMA_VERSION)
     try:
         whole = all(
             len(content["splits"][split][model]["each"]) == len(content["pairs"])
@@ -179,19 +179,6 @@ def _read_leaning(folder: Path, metrics: Results) -> dict[str, Any]:
         whole = False
     if not whole:
         raise _damaged(folder / LEANING_FILE, "it is not of the models in metrics.json")
-    return content
-
-
-def _read_json(folder: Path, name: str) -> dict[str, Any]:
-    path = folder / name
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RunError(f"the run in {folder} is not measured, it has no {name}: {AGAIN}") from None
-    except (OSError, ValueError) as error:
-        raise _damaged(path, str(error)) from None
-    if not isinstance(content, dict) or content.get("schema_version") != SCHEMA_VERSION:
-        raise _damaged(path, f"it is not of schema version {SCHEMA_VERSION}")
     return content
 
 

@@ -37,11 +37,11 @@ from coterie.serve.answers import (
     on_own_fault,
     on_serve_error,
 )
-from coterie.serve.heat import heat_png
+from coterie.serve.heat import heat_png, shown_size
 
 T = TypeVar("T")
-# maps(picture, class names) -> for each a map float [H, W] in 0..1, in the picture's own size
-Maps = Callable[[Image.Image, Sequence[str]], Mapping[str, npt.NDArray[np.float32]]]
+# maps(picture, class names, (width, height)) -> for each class a map float [H, W] in 0..1
+Maps = Callable[[Image.Image, Sequence[str], tuple[int, int]], Mapping[str, npt.NDArray[np.float32]]]
 
 # Formats that photographs come in. Others have decoders that hardly anybody looks at, or that run programs.
 Image.init()
@@ -277,16 +277,21 @@ def _predict(predictor: Predictor, body: bytes, limits: Limits, top: int | None)
     (prediction,) = predictor.predict([picture])
     thresholds = dict(zip(predictor.class_names, predictor.thresholds, strict=True))
     present = set(prediction.labels)
-    best_first = sorted(prediction.scores.items(), key=lambda pair: -pair[1])[:top]
     return Prediction(
         width=picture.width,
         height=picture.height,
         predictions=[
-            LabelScore(label=label, score=score, threshold=thresholds[label], present=label in present)
-            for label, score in best_first
+            LabelScore(
+                label=label,
+                score=prediction.scores[label],
+                threshold=thresholds[label],
+                present=label in present,
+            )
+            for label in prediction.ranked()[:top]
         ],
     )
 
 
 def _map(explainer: Maps, body: bytes, limits: Limits, label: str) -> bytes:
-    return heat_png(explainer(_open(body, limits), [label])[label])
+    picture = _open(body, limits)
+    return heat_png(explainer(picture, [label], shown_size(picture.size))[label])
