@@ -52,6 +52,8 @@ def test_the_advice_says_what_limits_how_long_it_takes_and_what_is_faster() -> N
     first, second = advice(config, speeds(1, 200, 200), cached=True, images=1000)
     assert "compute" in first or "augmentation" in first
     assert "at 100 images/s with data.workers=0: 30 epochs of 1000 images take 5 minutes" in first
+    short, _ = advice(config, speeds(1, 200, 200), cached=True, images=100)
+    assert short.endswith("30 epochs of 100 images take 30 seconds")
     assert second == "fastest here: precision=bf16 channels_last=true"
 
 

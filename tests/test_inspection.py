@@ -105,6 +105,18 @@ def test_pairs_are_the_strongest_first_and_as_many_as_asked_for(tmp_path: Path) 
     assert inspected(*words, pairs=0).pairs == ()
 
 
+def test_a_pair_on_a_few_images_comes_after_a_frequent_one(tmp_path: Path) -> None:
+    # the only ant is with a cat; of 30 bees five are
+    rows = "v.png,val,0,0,0\na.png,train,1,0,1\n"
+    rows += "".join(f"{number}.png,train,0,1,{int(number < 5)}\n" for number in range(30))
+    found = inspected(f"data={write(tmp_path, rows)}", pairs=10).pairs
+    assert [(pair.first, pair.second, pair.images) for pair in found] == [
+        ("bee", "cat", 5),
+        ("ant", "cat", 1),
+    ]
+    assert found[0].affinity < found[1].affinity
+
+
 def test_a_file_in_two_splits_is_reported(tmp_path: Path) -> None:
     content = {"a.png": [("cat", False)]}
     train = content | {f"{number}.png": [("ant", False)] for number in range(9)}

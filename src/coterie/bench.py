@@ -125,10 +125,11 @@ def advice(config: Config, speeds: Speeds, cached: bool, images: int) -> Iterato
     """What limits the training as it is set, how long it takes, and the settings that make it faster."""
     now = find_limit(speeds, config.data.workers, cached)
     epochs = config.baseline.epochs
-    minutes = epochs * images / now.images_per_second / 60
+    seconds = epochs * images / now.images_per_second
+    time = f"{seconds:.0f} seconds" if seconds < 120 else f"{seconds / 60:.0f} minutes"
     yield (
         f"in that form, {now.name} limits the training, at {now.images_per_second:.0f} images/s with "
-        f"data.workers={now.workers}: {epochs} epochs of {images} images take {minutes:.0f} minutes"
+        f"data.workers={now.workers}: {epochs} epochs of {images} images take {time}"
     )
     cores = os.cpu_count() or 1
     # on the CPU the processes would take the cores from the network

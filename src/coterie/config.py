@@ -456,7 +456,9 @@ class Config(Section):
     )
     seed: int = Field(0, ge=0, lt=2**32, description="all randomness comes from it")
     k: int = Field(5, ge=1, description="label groups in each branch")
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field(
+        "auto", description="where to compute; auto takes a GPU where there is one"
+    )
     precision: Literal["fp32", "bf16", "fp16"] = Field(
         "fp32", description="of the network; losses are in fp32"
     )

@@ -23,6 +23,7 @@ from coterie.errors import counted, shortened
 from coterie.labels import CooccurrenceGraph
 
 ALL = "all"
+FEW = 5  # images: two labels on fewer are together by chance
 
 
 @dataclass(frozen=True)
@@ -212,13 +213,18 @@ def _counts(
 def _strongest(
     dataset: MultiLabelDataset, by_split: dict[str, npt.NDArray[np.int64]], root: float, most: int
 ) -> list[Pair]:
-    """The pairs of the largest affinity, by which co-occurrence groups are made; of training images."""
+    """The pairs of the largest affinity, by which co-occurrence groups are made; of training images.
+
+    Those on fewer than `FEW` images come after all others.
+    """
     train = by_split.get("train", np.arange(len(dataset)))
     graph = CooccurrenceGraph.from_targets(dataset.targets[train], dataset.class_names)
     affinity = graph.affinity(root)
     upper = np.triu_indices(graph.num_classes, k=1)
-    order = np.argsort(-affinity[upper], kind="stable")[:most]
     names, counts, of_class = graph.class_names, graph.counts, graph.class_counts
+    together = counts[upper]
+    # a pair seen once or twice is as strong as can be, by chance; of equal pairs the frequent one says more
+    order = np.lexsort((-together, -affinity[upper], together < FEW))[:most]
     return [
         Pair(
             names[i],

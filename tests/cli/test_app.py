@@ -7,13 +7,14 @@ import re
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
 
 from coterie.cli import app
-from coterie.cli.app import EXAMPLES, PANELS
+from coterie.cli.app import EXAMPLES, PANELS, _explained
 from coterie.config import load_config
 
 COMMANDS: Any = typer.main.get_command(app)
@@ -65,3 +66,20 @@ def check_example(words: str) -> None:
     name, *rest = shlex.split(words)
     context = COMMANDS.get_command(CONTEXT, name).make_context(name, rest)
     load_config(context.params.get("words") or ())
+
+
+@pytest.mark.parametrize("words", [["--classes", "--out", "x.png"], ["--classes"]])
+def test_a_list_without_values_is_wrong_usage(words: list[str]) -> None:
+    command = COMMANDS.get_command(CONTEXT, "explain")
+    with pytest.raises(Exception, match=r"--classes.* requires an argument") as raised:
+        command.make_context("explain", ["runs/x", "new.jpg", *words])
+    assert getattr(raised.value, "exit_code", None) == 2
+
+
+@pytest.mark.parametrize("error", [FileExistsError, NotADirectoryError])
+def test_a_place_below_a_file_is_named(error: type[OSError], tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").touch()
+    shown = f"{tmp_path / 'labels.csv'} is a file, where a folder is needed; choose another place"
+    assert _explained(error(17, "File exists", str(tmp_path / "labels.csv"))) == shown
+    assert _explained(error(20, "Not a directory", str(tmp_path / "labels.csv" / "x" / "y.csv"))) == shown
+    assert _explained(error(17, "File exists", str(tmp_path / "x"))) == f"File exists: {tmp_path / 'x'}"

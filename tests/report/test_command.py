@@ -35,7 +35,7 @@ def test_a_report_is_written_and_what_is_missing_is_said(
     note, written = output.splitlines()
     assert status == 0
     assert note.startswith("note: there are no class activation maps here: ")
-    assert written == f"written to {out} ({out.stat().st_size / 1e6:.1f} MB)"
+    assert written == f"written to {out} ({out.stat().st_size / 1e3:.0f} kB)"
     status, output, _ = coterie("report", run_copy.folder, "--model", "tests.tiny:Net")
     assert (status, output.count("\n")) == (0, 1)
     assert (run_copy.folder / "report.html").stat().st_size > out.stat().st_size
@@ -44,7 +44,10 @@ def test_a_report_is_written_and_what_is_missing_is_said(
 def test_an_unwritable_place_is_one_message_and_leaves_nothing(
     coterie: Command, run_copy: Run, tmp_path: Path
 ) -> None:
-    for out, message in ((tmp_path, "Is a directory"), (run_copy.folder / "data.json" / "x.html", "exists")):
+    for out, message in (
+        (tmp_path, "Is a directory"),
+        (run_copy.folder / "data.json" / "x.html", "is a file"),
+    ):
         status, _, error = coterie("report", run_copy.folder, "--pictures", 0, "--out", out)
         assert status == 1
         assert error.startswith("error: ")
@@ -58,7 +61,7 @@ def test_runs_are_compared_and_what_is_no_run_is_one_message(
 ) -> None:
     out = tmp_path / "both.html"
     status, output, _ = coterie("compare", finished_run.folder, run_copy.folder, "--out", out)
-    assert (status, output) == (0, f"written to {out} ({out.stat().st_size / 1e6:.1f} MB)\n")
+    assert (status, output) == (0, f"written to {out} ({out.stat().st_size / 1e3:.0f} kB)\n")
     status, _, error = coterie("compare", finished_run.folder, tmp_path)
     assert (status, error) == (1, f"error: there is no run at {tmp_path}: it has no manifest.json\n")
     assert coterie("compare")[0] == 2

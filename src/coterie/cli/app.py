@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -64,8 +65,7 @@ class Commands(TyperGroup):
         except BrokenPipeError:  # what reads our output has enough, as in `coterie predict … | head`
             raise
         except OSError as error:
-            name = error.filename2 or error.filename  # of a renaming, the name that was asked for
-            _fail(f"{error.strerror or error}{f': {name}' if name else ''}")
+            _fail(_explained(error))
 
 
 app = typer.Typer(
@@ -109,6 +109,8 @@ class ListsOfValues(TyperCommand):
         spread: list[str] = []
         option = None
         for position, word in enumerate(args):
+            if option is not None and args[position - 1] == option and word.startswith("--"):
+                raise typer.BadParameter(f"Option {option!r} requires an argument.", ctx)
             if word.startswith("--"):
                 option = word if word in lists else None
             elif "=" in word and self.takes_settings:
@@ -129,6 +131,17 @@ def main() -> None:
     """What the command `coterie` runs."""
     with bash_words():
         app()
+
+
+def _explained(error: OSError) -> str:
+    """What went wrong, and with which file or folder."""
+    name = error.filename2 or error.filename  # of a renaming, the name that was asked for
+    if name and isinstance(error, FileExistsError | NotADirectoryError):
+        path = Path(os.fsdecode(name))
+        file = next((place for place in (path, *path.parents) if place.is_file()), None)
+        if file is not None:
+            return f"{file} is a file, where a folder is needed; choose another place"
+    return f"{error.strerror or error}{f': {name}' if name else ''}"
 
 
 def _fail(message: str, status: int = 1) -> NoReturn:

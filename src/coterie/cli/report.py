@@ -39,7 +39,7 @@ def report(
     file, size, notes = write_report(path, out, split, **chosen, builder=builder)
     for note in notes:
         typer.echo(f"note: {note}")
-    typer.echo(f"written to {file} ({size / 1e6:.1f} MB)")
+    typer.echo(f"written to {file} ({_in_words(size)})")
 
 
 @app.command()
@@ -56,4 +56,9 @@ def compare(
     from coterie.report import write_comparison
 
     size = write_comparison(paths, out)
-    typer.echo(f"written to {out} ({size / 1e6:.1f} MB)")
+    typer.echo(f"written to {out} ({_in_words(size)})")
+
+
+def _in_words(size: int) -> str:
+    """A size in bytes as people say it."""
+    return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.0f} kB"
