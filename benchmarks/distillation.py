@@ -51,7 +51,7 @@ K, CLASSES = 5, 80
 CLASS_NAMES = tuple(f"label {number:02d}" for number in range(CLASSES))
 KINDS = ("co-occurrence", "dis-occurrence")
 LEAST_LIVE, LEAST_LIVE_ON_GPU, MOST_CACHED, LEAST_ABLATION, MOST_ERROR = 2.0, 3.0, 1.1, 3.0, 1e-2
-ABLATION_MODEL, ABLATION_SIZE, ABLATION_BATCH, ABLATION_STEPS, ABLATION_EPOCHS = "resnet18", 96, 16, 3, 4
+ABLATION_MODEL, ABLATION_SIZE, ABLATION_BATCH, ABLATION_STEPS, ABLATION_EPOCHS = "resnet18", 96, 16, 6, 4
 STUDENTS = [
     (loss, w, a)
     for loss in ("squared-error", "bernoulli-kl")

@@ -136,10 +136,14 @@ def _average_precision_of(scores: Scores, targets: npt.NDArray[Any], definition:
     positive = np.sort(scores[np.flatnonzero(targets == PRESENT)])
     if not len(positive):
         return np.nan
-    scores[targets == UNKNOWN] = -np.inf  # sorted to the front, below every positive
+    unknown = targets == UNKNOWN
+    if unknown.any():
+        scores[unknown] = -np.inf  # sorted to the front, below every positive
     scores.sort()
     # Recall rises only at the positives, by 1 / P each: AP is the mean of the precision at their scores.
-    true_positives = len(positive) - np.searchsorted(positive, positive)
+    true_positives = np.arange(len(positive), 0, -1)
+    if (positive[1:] == positive[:-1]).any():  # equals count together, at the first of them
+        true_positives = true_positives[np.searchsorted(positive, positive)]
     predicted = len(scores) - np.searchsorted(scores, positive)
     precision = true_positives / predicted
     if definition == "all-point":
