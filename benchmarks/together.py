@@ -1,6 +1,6 @@
 """All teachers of K = 5 on one device: one after the other, and from one stream of batches.
 
-    python -m benchmarks.together [--model squeezenet] [--size 96] [--images 512] [--rounds 2] [KEY=VALUE ...]
+    python -m benchmarks.together [--model squeezenet] [--size 96] [--images 2048] [--rounds 2] [KEY=VALUE ...]
 
 The ten teachers train for one epoch on pictures and labels drawn at random, with the default augmentation
 (Cutout and RandAugment) and with resized images in memory, as in every training after its first epoch.
@@ -103,7 +103,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="squeezenet")
     parser.add_argument("--size", type=int, default=96, help="side of the pictures (default %(default)s)")
-    parser.add_argument("--images", type=int, default=512)
+    parser.add_argument("--images", type=int, default=2048)
     parser.add_argument("--rounds", type=int, default=2, help="best of so many (default %(default)s)")
     arguments, words = parser.parse_known_args()
     words = [
