@@ -1,6 +1,6 @@
 """All teachers of K = 5 on one device: one after the other, and from one stream of batches.
 
-    python -m benchmarks.together [--model squeezenet] [--size 96] [--images 2048] [--rounds 2] [KEY=VALUE ...]
+    python -m benchmarks.together [--model squeezenet] [--size 96] [--images 2048] [KEY=VALUE ...]
 
 The ten teachers train for one epoch on pictures and labels drawn at random, with the default augmentation
 (Cutout and RandAugment) and with resized images in memory, as in every training after its first epoch.
