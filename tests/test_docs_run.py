@@ -35,7 +35,6 @@ OWN_MODEL = tuple(word for word in SMALL if not word.startswith("model"))
 ONE_TEACHER = "k=1"
 # Command lines that are not run, and why.
 NOT_RUN = {
-    r"run data=corel5k/.*": "photographs and weights that do not come with Coterie",
     r"run '?data=(nuswide|VOCdevkit|shards/|somebody/).*": "tests/test_cli.py runs each layout",
     r"serve .*": "it goes on until Ctrl-C; tests/serve runs it",
     r"predict runs/photos - .*": "paths from standard input; tests/test_cli.py gives some",

@@ -29,7 +29,7 @@ from tests.report.conftest import ODD_NAMES
 from tests.tiny import CLASS_NAMES, Net
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page
+    from playwright.sync_api import Page, expect
 
 PHONE = {"width": 390, "height": 844}
 
@@ -351,17 +351,17 @@ def test_curves_are_drawn_of_all_scores_and_of_a_class(page: Page, written: Path
     page.goto(written.as_uri())
     lines = page.locator("#pr-chart polyline")
     whole = lines.first.get_attribute("points")
-    assert lines.count() == 5
+    expect(lines).to_have_count(5)
     page.locator("#pr-class").select_option(label="stripes")
-    assert lines.count() == 3
+    expect(lines).to_have_count(3)
     assert lines.first.get_attribute("points") != whole
     legend = page.locator("#pr-chart .legend button").first
     legend.click()
-    assert legend.get_attribute("aria-pressed") == "false"
-    assert lines.count() == 2
-    assert page.locator("#learning-chart polyline").count() == 6
+    expect(legend).to_have_attribute("aria-pressed", "false")
+    expect(lines).to_have_count(2)
+    expect(page.locator("#learning-chart polyline")).to_have_count(6)
     page.locator("#learning-what").select_option("loss")
-    assert "training loss" in page.locator("#learning-chart").inner_text()
+    expect(page.locator("#learning-chart")).to_contain_text("training loss")
     page.locator("#pr-chart svg").first.hover()
     assert re.match(r"recall 0\.\d+ · ", page.locator("#pr-chart .readout").inner_text())
 
