@@ -29,7 +29,7 @@ from tests.report.conftest import ODD_NAMES
 from tests.tiny import CLASS_NAMES, Net
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page, expect
+    from playwright.sync_api import Page
 
 PHONE = {"width": 390, "height": 844}
 
@@ -348,6 +348,8 @@ def test_classes_and_settings_are_filtered(page: Page, written: Path) -> None:
 
 
 def test_curves_are_drawn_of_all_scores_and_of_a_class(page: Page, written: Path) -> None:
+    from playwright.sync_api import expect
+
     page.goto(written.as_uri())
     lines = page.locator("#pr-chart polyline")
     whole = lines.first.get_attribute("points")
