@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
+from playwright.sync_api import Page, expect
 
 from coterie.config import load_config
 from coterie.errors import ConfigError, RunError
@@ -18,9 +19,6 @@ from coterie.report.comparison import comparison_content, short_names
 from coterie.report.intervals import bootstrap_differences, interval
 from coterie.report.reading import read_run
 from tests.tiny import CLASS_NAMES, RUN_WORDS
-
-if TYPE_CHECKING:
-    from playwright.sync_api import Page
 
 
 @pytest.fixture(scope="module")
@@ -125,8 +123,8 @@ def test_the_page_works(page: Page, finished_run: Run, other_run: Run, tmp_path:
     page.goto(out.as_uri())
     assert page.evaluate("document.documentElement.scrollWidth") == 390
     page.get_by_label("Find a class").fill("stripes")
-    assert page.locator("#class-table tbody tr:visible").count() == 1
+    expect(page.locator("#class-table tbody tr:visible")).to_have_count(1)
     page.get_by_label("Find a setting").fill("student")
-    assert page.locator("#setting-table tbody tr:visible th").inner_text() == "student.lr"
+    expect(page.locator("#setting-table tbody tr:visible th")).to_have_text("student.lr")
     page.get_by_role("button", name="Dark").click()
-    assert page.locator("html").get_attribute("data-theme") == "dark"
+    expect(page.locator("html")).to_have_attribute("data-theme", "dark")

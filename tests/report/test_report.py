@@ -9,11 +9,12 @@ import re
 import shlex
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from playwright.sync_api import Page, expect
 
 from coterie.config import load_config
 from coterie.errors import ConfigError, CoterieError, RunError
@@ -27,9 +28,6 @@ from coterie.report.pictures import data_url
 from coterie.report.reading import read_run
 from tests.report.conftest import ODD_NAMES
 from tests.tiny import CLASS_NAMES, Net
-
-if TYPE_CHECKING:
-    from playwright.sync_api import Page
 
 PHONE = {"width": 390, "height": 844}
 
@@ -293,7 +291,7 @@ def test_a_split_without_a_positive_has_a_report(run_copy: Run, page: Page, targ
     page.goto(write_report(run_copy.folder).path.as_uri())
     shown = page.locator("#results tbody td[data-split=test]").all_inner_texts()
     assert {text.strip() for text in shown} == {"–"}
-    assert page.locator(".pictures > li").count() == 0
+    expect(page.locator(".pictures > li")).to_have_count(0)
     assert "test: without positives" in page.locator("main").inner_text()
 
 
@@ -316,17 +314,17 @@ def test_classes_are_sorted_by_their_headings_also_by_keyboard(page: Page, writt
     names = column(page, "class-table", 1)
     heading = page.locator("#class-table thead th").filter(has_text="student − baseline")
     heading.get_by_role("button").click()
-    assert heading.get_attribute("aria-sort") == "descending"
+    expect(heading).to_have_attribute("aria-sort", "descending")
     cells = page.locator("#class-table tbody tr > td[data-value]:nth-child(5)")
     values = [float(value) for value in cells.evaluate_all("all => all.map(one => one.dataset.value)")]
     assert values == sorted(values, reverse=True)
     heading.get_by_role("button").focus()
     page.keyboard.press("Enter")
-    assert heading.get_attribute("aria-sort") == "ascending"
+    expect(heading).to_have_attribute("aria-sort", "ascending")
     values = [float(value) for value in cells.evaluate_all("all => all.map(one => one.dataset.value)")]
     assert values == sorted(values)
     page.locator("#class-table thead button").first.click()
-    assert heading.get_attribute("aria-sort") == "none"
+    expect(heading).to_have_attribute("aria-sort", "none")
     assert column(page, "class-table", 1) == sorted(names)
 
 
@@ -334,7 +332,7 @@ def test_classes_and_settings_are_filtered(page: Page, written: Path) -> None:
     page.goto(written.as_uri())
     page.locator('[data-filter="class-table"]').fill("RE")
     assert set(column(page, "class-table", 1)) == {"red", "green"}
-    assert page.locator('[data-count="class-table"]').inner_text() == "2 of 4"
+    expect(page.locator('[data-count="class-table"]')).to_have_text("2 of 4")
     page.locator('[data-filter="class-table"]').fill("")
     page.locator('[data-only="class-table"]').select_option("gained")
     gained = page.locator("#class-table tbody tr:visible .gain").count()
@@ -348,15 +346,15 @@ def test_classes_and_settings_are_filtered(page: Page, written: Path) -> None:
 
 
 def test_curves_are_drawn_of_all_scores_and_of_a_class(page: Page, written: Path) -> None:
-    from playwright.sync_api import expect
 
     page.goto(written.as_uri())
     lines = page.locator("#pr-chart polyline")
     whole = lines.first.get_attribute("points")
+    assert whole is not None
     expect(lines).to_have_count(5)
     page.locator("#pr-class").select_option(label="stripes")
     expect(lines).to_have_count(3)
-    assert lines.first.get_attribute("points") != whole
+    expect(lines.first).not_to_have_attribute("points", whole)
     legend = page.locator("#pr-chart .legend button").first
     legend.click()
     expect(legend).to_have_attribute("aria-pressed", "false")
@@ -365,32 +363,30 @@ def test_curves_are_drawn_of_all_scores_and_of_a_class(page: Page, written: Path
     page.locator("#learning-what").select_option("loss")
     expect(page.locator("#learning-chart")).to_contain_text("training loss")
     page.locator("#pr-chart svg").first.hover()
-    assert re.match(r"recall 0\.\d+ · ", page.locator("#pr-chart .readout").inner_text())
+    expect(page.locator("#pr-chart .readout")).to_have_text(re.compile(r"recall 0\.\d+ · "))
 
 
 def test_dark_follows_the_system_until_a_person_chooses(page: Page, written: Path) -> None:
-    def paper() -> str:
-        colour: str = page.evaluate("getComputedStyle(document.documentElement).backgroundColor")
-        return colour
-
     page.emulate_media(color_scheme="light")
     page.goto(written.as_uri())
+    paper = page.locator("html")
+    light: str = paper.evaluate("node => getComputedStyle(node).backgroundColor")
     toggle = page.get_by_role("button", name="Dark")
-    light = paper()
-    assert toggle.get_attribute("aria-pressed") == "false"
+    expect(toggle).to_have_attribute("aria-pressed", "false")
     page.emulate_media(color_scheme="dark")
-    dark = paper()
-    assert dark != light
-    assert toggle.get_attribute("aria-pressed") == "true"
+    expect(toggle).to_have_attribute("aria-pressed", "true")
+    expect(paper).not_to_have_css("background-color", light)
+    dark: str = paper.evaluate("node => getComputedStyle(node).backgroundColor")
     toggle.click()
-    assert paper() == light
+    expect(paper).to_have_css("background-color", light)
     page.reload()
-    assert paper() == light
+    expect(paper).to_have_css("background-color", light)
     toggle.click()
+    expect(paper).to_have_css("background-color", dark)
     page.emulate_media(color_scheme="light")
-    assert paper() == dark
+    expect(paper).to_have_css("background-color", dark)
     page.emulate_media(media="print")
-    assert paper() == light
+    expect(paper).to_have_css("background-color", light)
 
 
 @pytest.mark.parametrize("which", ["written", "odd"])
@@ -416,12 +412,12 @@ def test_names_that_look_like_html_are_only_names(page: Page, odd: Path) -> None
     assert options == ["all scores together", *ODD_NAMES]
     for index in range(len(ODD_NAMES)):
         page.locator("#pr-class").select_option(str(index))
-        label = page.locator("#pr-chart svg[role=img]").get_attribute("aria-label")
-        assert label == f"precision over recall of {ODD_NAMES[index]}"
+        drawn = page.locator("#pr-chart svg[role=img]")
+        expect(drawn).to_have_attribute("aria-label", f"precision over recall of {ODD_NAMES[index]}")
     page.locator('[data-filter="class-table"]').fill(ODD_NAMES[0])
-    assert page.locator("#class-table tbody tr:visible").count() == 1
-    assert page.locator("script").count() == 3
-    assert page.locator("img[src=x]").count() == 0
+    expect(page.locator("#class-table tbody tr:visible")).to_have_count(1)
+    expect(page.locator("script")).to_have_count(3)
+    expect(page.locator("img[src=x]")).to_have_count(0)
     assert page.locator("#pictures .id").first.inner_text().startswith('"><img src=x onerror=alert(')
     assert page.title() == "run <b> · Coterie report"
     assert dialogs == []

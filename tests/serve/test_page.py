@@ -7,21 +7,18 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import uvicorn
 from PIL import Image
+from playwright.sync_api import Locator, Page, expect
 
 from coterie.predictor import Predictor
 from coterie.serve import Limits, make_app
 from coterie.serve.server import address, listen
 from tests.browser import OPTIONS, find_browser, page  # noqa: F401  (a fixture)
 from tests.export.making import small_predictor
-
-if TYPE_CHECKING:
-    from playwright.sync_api import Page
 
 HORIZONTAL = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
 DROP = """async ([name, type, content]) => {
@@ -67,6 +64,12 @@ def photo(tmp_path: Path) -> Path:
     return tmp_path / "photo.jpg"
 
 
+def wait_for_size(page: Page, image: Locator, width: int, height: int) -> None:  # noqa: F811
+    """Wait until a picture of this size is loaded; fails where that never happens."""
+    size = "([image, width, height]) => image.naturalWidth === width && image.naturalHeight === height"
+    page.wait_for_function(size, arg=[image.element_handle(), width, height])
+
+
 def shown(page: Page) -> list[tuple[str, str, bool]]:  # noqa: F811
     """Name, number and whether it is marked, of every label on the page."""
     page.locator("#labels li").first.wait_for()
@@ -103,8 +106,8 @@ def test_a_photograph_that_is_chosen_gets_labels_with_bars(
     assert bar is not None
     assert score is not None
     assert score["width"] / bar["width"] == pytest.approx(float(found[0][1]), abs=0.01)
-    assert page.locator("#photo").evaluate("image => [image.naturalWidth, image.naturalHeight]") == [180, 120]
-    assert page.locator("#status").inner_text() == ""
+    wait_for_size(page, page.locator("#photo"), 180, 120)
+    expect(page.locator("#status")).to_have_text("")
     photo_box = page.locator("#photo").bounding_box()
     assert photo_box is not None
     assert photo_box["width"] / photo_box["height"] == pytest.approx(1.5, abs=0.02)
@@ -138,11 +141,11 @@ def test_a_label_shows_and_hides_where_the_model_looks(
     first.click()
     overlay = page.locator("#map")
     overlay.wait_for()
-    assert overlay.evaluate("image => [image.naturalWidth, image.naturalHeight]") == [180, 120]
+    wait_for_size(page, overlay, 180, 120)
     assert overlay.bounding_box() == page.locator("#photo").bounding_box()
-    assert first.get_attribute("aria-pressed") == "true"
+    expect(first).to_have_attribute("aria-pressed", "true")
     second.click()
-    assert first.get_attribute("aria-pressed") == "false"
+    expect(first).to_have_attribute("aria-pressed", "false")
     overlay.wait_for()
     second.click()
     overlay.wait_for(state="hidden")
@@ -154,10 +157,8 @@ def test_a_photograph_that_is_too_large_is_not_sent(page: Page, url: str, tmp_pa
     page.goto(url)
     page.set_input_files("#file", tmp_path / "large.png")
     page.locator("#status.wrong").wait_for()
-    assert page.locator("#status").inner_text() == (
-        "The picture has more than 100,000 bytes; make it smaller."
-    )
-    assert page.locator("#result").is_hidden()
+    expect(page.locator("#status")).to_have_text("The picture has more than 100,000 bytes; make it smaller.")
+    expect(page.locator("#result")).to_be_hidden()
 
 
 def test_what_the_server_refuses_is_said_in_its_words(url: str, tmp_path: Path) -> None:
