@@ -283,7 +283,7 @@ def test_partitions_come_with_what_they_do_and_how_far_seeds_agree(
     assert "% of the co-occurrence inside groups" in output
     assert output.count("agreement of seeds 5, 6, 7: adjusted Rand index ") == 2
     assert "agreement" not in coterie_command(*words, "--repeats", 1).output
-    random = " ".join(coterie_command(*words, "partition.random=true", "--repeats", 2).output.split())
+    random = " ".join(coterie_command(*words, "partition.random=same-sizes", "--repeats", 2).output.split())
     assert "co-occurrence (random groups): normalized cut" in random
     assert "agreement of seeds 5, 6: adjusted Rand index" in random
     assert coterie_command(*words, "--repeats", 0).status == 2

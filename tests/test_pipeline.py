@@ -391,7 +391,7 @@ def test_a_store_that_cannot_be_written_is_said_before_any_training(
 
 
 def test_groups_at_random_are_a_run_of_their_own(finished_run: Run, tmp_path: Path) -> None:
-    result = run(config_of(finished_run, "partition.random=true", f"out={tmp_path / 'run'}"))
+    result = run(config_of(finished_run, "partition.random=same-sizes", f"out={tmp_path / 'run'}"))
     for branch in ("co-occurrence", "dis-occurrence"):
         partition = json.loads((result.folder / PARTITIONS / f"{branch}.json").read_text())
         assert partition["kind"] == "random"
@@ -415,6 +415,23 @@ def test_only_names_trainings_of_the_run_and_no_student_before_its_teachers(
             run(config, only=["baseline", "student"], update=True)
     assert trained == []
     assert run(run_copy.config, only=["student"], update=True).metrics == run_copy.metrics
+
+
+def test_a_baseline_that_teaches_is_trained_before_the_student(
+    run_copy: Run, tmp_path: Path, trained: list[str]
+) -> None:
+    teachers = [name for name in TRAININGS if name.startswith("teachers/")]
+    config = config_of(run_copy, f"out={tmp_path / 'new'}", "distill.baseline=0.2")
+    with pytest.raises(ConfigError, match="teachers that are not done: 'baseline'"):
+        run(config, only=[*teachers, "student"])
+    assert trained == []
+    # other weights of the baseline are another student
+    first = config_of(run_copy, "distill.baseline=0.2")
+    run(first, update=True)
+    assert trained == ["student"]
+    trained.clear()
+    run(config_of(run_copy, "distill.baseline=0.2", "baseline.epochs=1"), update=True)
+    assert trained == ["baseline", "student"]
 
 
 def test_with_all_weight_on_one_branch_the_other_is_not_trained(finished_run: Run, tmp_path: Path) -> None:

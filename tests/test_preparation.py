@@ -48,25 +48,32 @@ def test_random_groups_have_the_sizes_of_the_real_ones_and_not_their_members(
     dataset: MultiLabelDataset,
 ) -> None:
     real = make_partitions(config(), dataset)
-    random = make_partitions(config("partition.random=true"), dataset)
+    random = make_partitions(config("partition.random=same-sizes"), dataset)
     for kind in BRANCHES:
         assert sorted(random[kind].sizes) == sorted(real[kind].sizes)
         assert random[kind].kind == "random"
         assert seed_agreement([random[kind], real[kind]])["mean"] < 0.2
 
 
+def test_random_groups_of_equal_sizes_differ_by_one_label_at_most(dataset: MultiLabelDataset) -> None:
+    made = make_partitions(config("partition.random=equal-sizes"), dataset)
+    sizes = {kind: partition.sizes for kind, partition in made.items()}
+    assert all(max(found) - min(found) <= 1 for found in sizes.values())
+    assert made["co-occurrence"].groups != made["dis-occurrence"].groups
+
+
 def test_the_random_groups_of_each_branch_and_seed_are_drawn_on_their_own(
     dataset: MultiLabelDataset,
 ) -> None:
     graph = training_graph(dataset)
-    settings = config("k=1", "partition.random=true")
+    settings = config("k=1", "partition.random=same-sizes")
     drawn = {make_partition(settings, graph, kind, seed).seed for kind in BRANCHES for seed in range(5)}
     assert len(drawn) == 10
 
 
 def test_random_groups_come_from_the_seed(dataset: MultiLabelDataset) -> None:
     def groups(seed: int) -> object:
-        made = make_partitions(config("partition.random=true", f"seed={seed}"), dataset)
+        made = make_partitions(config("partition.random=same-sizes", f"seed={seed}"), dataset)
         return [partition.groups for partition in made.values()]
 
     assert groups(1) == groups(1)

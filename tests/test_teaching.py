@@ -24,6 +24,7 @@ from coterie.errors import ConfigError, RunError
 from coterie.files import file_sha256
 from coterie.models.folding import relative_error
 from coterie.pipeline import Run, run
+from coterie.preparation import teacher_weights
 from coterie.progress import Bars
 from coterie.teachers import Branch, Teachers
 from coterie.teaching import LOGITS_FOLDER, Teaching
@@ -205,6 +206,32 @@ def test_students_of_one_set_of_teachers_ask_them_once(run_copy: Run, answers: l
     }
     assert teachers == set()
     assert len(list((run_copy.folder / LOGITS_FOLDER).rglob("[0-9]*.bin"))) == 4
+
+
+def test_the_baseline_is_a_third_teacher_by_its_weight(
+    run_copy: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = (*CACHED, "distill.baseline=0.4", "distill.a=0.3", "distill.tolerance=0")
+    config = config_of(run_copy, run_copy.folder, *words)
+    assert teacher_weights(config) == pytest.approx(
+        {"co-occurrence": 0.18, "dis-occurrence": 0.42, "baseline": 0.4}
+    )
+    made: list[Teachers] = []
+    plain = Teaching.teachers
+
+    def recorded(self: Teaching, kinds: Sequence[str]) -> Teachers:
+        assert list(kinds) == list(teacher_weights(config))
+        made.append(plain(self, kinds))
+        return made[-1]
+
+    monkeypatch.setattr(Teaching, "teachers", recorded)
+    before = student(run_copy.folder)
+    run(config, update=True)
+    assert student(run_copy.folder) != before
+    own, _ = load_model(run_copy.folder / "baseline", Net)
+    images = torch.rand(5, 3, SIDE, SIDE)
+    with torch.no_grad():
+        torch.testing.assert_close(made[0](images)[2], own.eval()(images), rtol=1e-4, atol=1e-5)
 
 
 def test_the_cache_changes_a_student_by_rounding_alone(run_copy: Run) -> None:

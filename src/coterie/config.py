@@ -27,7 +27,8 @@ from coterie.errors import ConfigError, either, listed
 from coterie.labels.partition import METHODS
 from coterie.recipe import read_layers, read_yaml, recipe_comment
 
-ROLES = ("baseline", "teacher", "student")
+BASELINE, STUDENT = "baseline", "student"
+ROLES = (BASELINE, "teacher", STUDENT)
 # `data=PATH` is short for `data.source=PATH`.
 SHORT_FORMS = {"data": "source", "model": "name"}
 
@@ -355,7 +356,9 @@ class PartitionConfig(Section):
     dis_method: str | None = Field(
         None, description=f"of dis-occurrence: {either(METHODS['dis-occurrence'])}; by default the first"
     )
-    random: bool = Field(False, description="control: groups at random, of the sizes that the methods give")
+    random: Literal["same-sizes", "equal-sizes"] | None = Field(
+        None, description="control: groups at random, of the sizes that the methods give or of equal sizes"
+    )
 
     @field_validator("co_method", "dis_method")
     @classmethod
@@ -415,11 +418,17 @@ class TrainConfig(Section):
 
 
 class DistillConfig(Section):
-    """The student's loss, (1 - w) * cls + w * (a * kd(co) + (1 - a) * kd(dis)), and its teachers' answers."""
+    """The student's loss, (1 - w) * cls + w * (a * kd(co) + (1 - a) * kd(dis)), and its teachers' answers.
+
+    With the baseline as a third teacher of weight b, its kd is in the sum too, and the branches have 1 - b.
+    """
 
     loss: Literal["bernoulli-kl", "squared-error"] = "bernoulli-kl"
     w: float = Field(0.5, ge=0, le=1, description="weight of the teachers against the labels")
     a: float = Field(0.5, ge=0, le=1, description="weight of the co-occurrence branch against the other")
+    baseline: float = Field(
+        0.0, ge=0, lt=1, description="weight of the baseline as a third teacher against both branches"
+    )
     temperature: float = Field(1.0, gt=0, description="of the Bernoulli KL")
     seed: int | None = Field(
         None,

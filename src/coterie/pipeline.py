@@ -108,7 +108,7 @@ def run(
             shared = Store(store)
             shared.prepare()
         stages = Stages(config, folder, dataset, factory, fabric, console, inputs.fingerprint, start, shared)
-        stages.check_teachers(trainings, chosen)
+        stages.check_order(trainings, chosen)
         to_do = stages.still_to_do(trainings, chosen)
         check_space(folder.path, model, to_do, config.jobs * config.together)
         if any(training.name == "student" for training in to_do):

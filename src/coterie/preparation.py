@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from coterie.config import Config
+from coterie.config import BASELINE, Config
 from coterie.data.dataset import MultiLabelDataset
 from coterie.data.reading import read_dataset, with_splits
 from coterie.data.splits import check_labels, filter_classes
@@ -39,17 +39,18 @@ def training_graph(dataset: MultiLabelDataset) -> CooccurrenceGraph:
 def make_partition(config: Config, graph: CooccurrenceGraph, kind: str, seed: int | None = None) -> Partition:
     """The groups of the branch `kind` at `seed`, by default the config's.
 
-    With `partition.random` groups of the same sizes, drawn at random.
+    With `partition.random` groups drawn at random, of the same sizes or of equal ones.
     """
     settings = config.partition
     seed = config.seed if seed is None else seed
     method = settings.co_method if kind == "co-occurrence" else settings.dis_method
     made = partition_labels(graph, config.k, kind, method, settings.root, seed)
-    if not settings.random:
+    if settings.random is None:
         return made
     # a seed for each branch, or both would draw the same groups where their sizes agree
     drawn = 2 * seed + (kind == "dis-occurrence")
-    return partition_labels(graph, config.k, "random", None, settings.root, drawn, made.sizes)
+    sizes = made.sizes if settings.random == "same-sizes" else None
+    return partition_labels(graph, config.k, "random", None, settings.root, drawn, sizes)
 
 
 def diagnose_partitions(
@@ -77,3 +78,10 @@ def branch_weights(config: Config) -> dict[str, float]:
         return {"co-occurrence": 1.0}
     weights = {"co-occurrence": config.distill.a, "dis-occurrence": 1 - config.distill.a}
     return {kind: weight for kind, weight in weights.items() if weight > 0}
+
+
+def teacher_weights(config: Config) -> dict[str, float]:
+    """The weight of all that the student learns from: the branches, and a baseline that teaches."""
+    of_baseline = config.distill.baseline
+    weights = {kind: weight * (1 - of_baseline) for kind, weight in branch_weights(config).items()}
+    return weights | ({BASELINE: of_baseline} if of_baseline > 0 else {})

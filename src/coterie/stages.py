@@ -14,7 +14,7 @@ from rich.console import Console
 from torch import nn
 
 from coterie.checkpoint import load_model, read_checkpoint, write_description
-from coterie.config import Config, TrainConfig
+from coterie.config import BASELINE, STUDENT, Config, TrainConfig
 from coterie.data.dataset import MultiLabelDataset
 from coterie.data.loading import ResizedImages
 from coterie.data.pixels import PIXELS_FOLDER, PixelStore
@@ -106,7 +106,7 @@ class Stages:
 
     def _stage(self, training: Training) -> int:
         """When its turn is: a training waits for those whose weights it needs."""
-        if training.name == "student":
+        if training.name == STUDENT:
             return 2
         return 1 if training_settings(self.config, training).start == "baseline" else 0
 
@@ -198,13 +198,15 @@ class Stages:
         """Those of `chosen` that are not done from the same inputs."""
         return [training for training in trainings if training.name in chosen if not self._is_done(training)]
 
-    def check_teachers(self, trainings: Iterable[Training], chosen: Collection[str]) -> None:
+    def check_order(self, trainings: Iterable[Training], chosen: Collection[str]) -> None:
         """ConfigError where one that is `chosen` would come before another whose weights it needs."""
         there = {
             training.name for training in trainings if training.name in chosen or self._is_done(training)
         }
         missing = [training.name for training in trainings if training.branch and training.name not in there]
-        if "student" in chosen and missing:
+        if self.config.distill.baseline > 0 and BASELINE not in there:
+            missing.append(BASELINE)
+        if STUDENT in chosen and missing:
             raise ConfigError(f"the student learns from teachers that are not done: {shortened(missing)}")
         from_baseline = [
             training.name
@@ -332,11 +334,12 @@ def training_key(
         "precision": config.precision,
         "channels_last": config.channels_last,
     }
-    if training.name == "student":
+    if training.name == STUDENT:
         inputs["distill"] = config.distill_inputs()
         inputs["teachers"] = [(name, weights) for name, weights in others if name.startswith("teachers/")]
-    if training_settings(config, training).start == "baseline":
-        inputs["baseline"] = dict(others).get("baseline")
+    taught_by_it = training.name == STUDENT and config.distill.baseline > 0
+    if taught_by_it or training_settings(config, training).start == BASELINE:
+        inputs[BASELINE] = dict(others).get(BASELINE)
     return content_hash(inputs)
 
 

@@ -31,7 +31,7 @@ from coterie.errors import ConfigError, RunError
 from coterie.features import describe_views
 from coterie.models.cut import Cut
 from coterie.models.frozen import FrozenModel, freeze
-from coterie.preparation import branch_weights
+from coterie.preparation import teacher_weights
 from coterie.teachers import Branch, Teachers
 from coterie.trainer import Reporter, to_images
 from coterie.view_cache import ViewCache
@@ -174,7 +174,7 @@ def check_teaching(config: Config, run: Path, dataset: MultiLabelDataset) -> Non
     if config.caches_logits:
         folder = logits_folder(config, run)
         shape = (len(dataset.indices("train")), dataset.num_classes)
-        view = ArrayStore(folder, {}, shape, config.distill.cache_dtype).nbytes * len(branch_weights(config))
+        view = ArrayStore(folder, {}, shape, config.distill.cache_dtype).nbytes * len(teacher_weights(config))
         # which of those on the disk are the student's own, is known when its teachers are
         there = sum(path.stat().st_size for path in folder.glob("*/*.bin"))
         check_room(folder, len(config.student.distinct_views) * view - there, WHAT, REMEDY)

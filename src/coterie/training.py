@@ -11,7 +11,7 @@ from pathlib import Path
 from torch import nn
 
 from coterie.checkpoint import Checkpoint, describe_architecture, load_model, save_checkpoint
-from coterie.config import Config, TrainConfig
+from coterie.config import BASELINE, STUDENT, Config, TrainConfig
 from coterie.data.dataset import MultiLabelDataset
 from coterie.data.loading import Batches, EpochSampler, ImageBatches, ResizedImages, Views, plain_batches
 from coterie.data.transforms import make_augmentation
@@ -22,7 +22,7 @@ from coterie.lockstep import Member, train_together
 from coterie.models.cut import Cut
 from coterie.models.factory import ModelFactory
 from coterie.models.inherit import inherit_weights
-from coterie.preparation import branch_weights
+from coterie.preparation import teacher_weights
 from coterie.runfolder import Training, reset
 from coterie.seeding import derive_seed
 from coterie.tasks import ClassificationTask, DistillationTask, Task, classification_loss, distillation_loss
@@ -30,8 +30,6 @@ from coterie.teachers import Branch, Teachers
 from coterie.teaching import Teaching
 from coterie.trainer import Data, Reporter, Trainer, make_fabric
 from coterie.view_cache import FeatureBatches, TaughtBatches, ViewCache
-
-BASELINE, STUDENT = "baseline", "student"
 
 
 @dataclass(frozen=True)
@@ -121,10 +119,13 @@ class Workshop:
         return replace(self.factory, shrink=settings.shrink)
 
     def branch(self, kind: str, teachers: Sequence[Training]) -> Branch:
-        """The teachers of a branch, by the manifest; CheckpointError where one answers for other classes."""
+        """The teachers of a branch, or the baseline, by the manifest.
+
+        CheckpointError where one answers for other classes.
+        """
         loaded = []
         for training in teachers:
-            if training.branch != kind:
+            if kind not in (training.branch, training.name):
                 continue
             model, checkpoint = load_model(self.folder / training.name, self.factory.builder)
             if checkpoint.class_names != training.class_names:
@@ -252,14 +253,16 @@ class _Group:
 
     def _taught(self, batches: Batches, views: Views) -> tuple[Batches, Teachers | None]:
         """The student's batches with its teachers' logits, or without them and the teachers."""
-        kinds = branch_weights(self.config)
+        kinds = teacher_weights(self.config)
         load = partial(self.workshop.branch, teachers=self.manifest)
         teaching = Teaching(self.config, views, self.fabric, load, self.reporter)
         if not self.config.caches_logits:
             return batches, teaching.teachers(list(kinds))
         hashes = {
             kind: [
-                (other.class_names, other.weights_sha256) for other in self.manifest if other.branch == kind
+                (other.class_names, other.weights_sha256)
+                for other in self.manifest
+                if kind in (other.branch, other.name)
             ]
             for kind in kinds
         }
@@ -273,7 +276,7 @@ class _Group:
         if not self.is_student:
             return ClassificationTask(model, self._columns(job.training), loss)
         distill = self.config.distill
-        weights = list(branch_weights(self.config).values())
+        weights = list(teacher_weights(self.config).values())
         return DistillationTask(
             model, teachers, weights, loss, distillation_loss(distill), distill.w, self.dataset.num_classes
         )

@@ -15,6 +15,7 @@ from rich.console import Console
 from coterie.ablation.report import (
     Ablation,
     Failure,
+    Interval,
     Outcome,
     as_csv,
     as_json,
@@ -66,6 +67,7 @@ def ablation() -> Ablation:
             outcome("cgp", 0, None, 61, co0=30, cgp0=20),
         ),
         (Failure("cgp", 1, "the loss is nan"), Failure("baseline", 2, "no")),
+        {"test": {"psd": Interval(-1.5, 8.25)}},
     )
 
 
@@ -115,6 +117,8 @@ def test_the_summary_has_a_record_for_each_row_and_split(ablation: Ablation) -> 
         "difference_seeds": 2,
         "difference": 4.0,
         "difference_sd": pytest.approx(8**0.5),
+        "difference_low": -1.5,
+        "difference_high": 8.25,
         "leaning_recall": 3.5,
         "leaning_false_positives": 4.0,
         "seconds": 286.0,
@@ -136,7 +140,7 @@ def test_markdown_holds_the_table_and_what_failed(ablation: Ablation) -> None:
     assert lines[5] == "| cgp | CGP only | - | - | 61.00 (n = 1) | +1.00 (n = 1) | +0.0 | +4.0 | 0.8 | 0.8 |"
     assert lines[6] == (
         "| psd | both \\| PSD | 55.33 ± 4.04 | +1.00 ± 2.83 (n = 2) | 76.00 ± 12.49 | +4.00 ± 2.83 (n = 2) "
-        "| +3.5 | +4.0 | 4.8 | 4.3 |"
+        "[-1.50, +8.25] | +3.5 | +4.0 | 4.8 | 4.3 |"
     )
     assert lines[-2:] == ["- cgp at seed 1: the loss is nan", "- baseline at seed 2: no"]
 
@@ -193,7 +197,7 @@ def test_a_table_of_each_split_is_printed(ablation: Ablation, tmp_path: Path) ->
     lines = shown(ablation, tmp_path, 120)
     assert [line for line in lines if line in ("val", "test")] == ["val", "test"]
     psd = [line for line in lines if line.startswith("psd")]
-    assert psd[1] == "psd 76.00 ± 12.49 +4.00 ± 2.83 (n = 2) +3.5 +4.0 4.8 (4.3)"
+    assert psd[1] == "psd 76.00 ± 12.49 +4.00 ± 2.83 (n = 2) [-1.50, +8.25] +3.5 +4.0 4.8 (4.3)"
 
 
 def test_a_terminal_of_80_columns_holds_every_number(ablation: Ablation, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from coterie.ablation.rows import (
     CONTROLS,
     Row,
     choose_rows,
-    num_teachers,
+    num_groups,
     read_rows,
     row_config,
     run_forwards,
@@ -78,7 +78,8 @@ def test_the_rows_change_what_their_names_say() -> None:
     assert by_name == {
         "baseline": ([], "baseline"),
         "k1": (["k=1"], "student"),
-        "random": (["partition.random=true"], "student"),
+        "random": (["partition.random=same-sizes"], "student"),
+        "random-equal": (["partition.random=equal-sizes"], "student"),
         "cgp": (["distill.a=1.0"], "student"),
         "dgp": (["partition.dis_method=balanced", "distill.a=0.0"], "student"),
         "dgp-paper": (["partition.dis_method=paper", "distill.a=0.0"], "student"),
@@ -106,7 +107,7 @@ def test_a_change_of_train_in_a_row_reaches_all_roles_but_those_with_a_value_of_
 
 def test_the_published_procedure_costs_43_forwards_for_each_image_and_epoch() -> None:
     config = load_config(["k=5", "train.epochs=1"])
-    assert num_teachers(config) == 10
+    assert num_groups(config) == 10
     assert student_forwards(config) == 13
     assert run_forwards(config) == 43
 
@@ -115,7 +116,14 @@ def test_the_cost_follows_the_epochs_of_each_role_and_the_branches_there_are() -
     config = load_config(["k=3", "train.epochs=7", "teacher.epochs=2", "distill.a=1"])
     assert student_forwards(config) == 7 * (3 + 3)
     assert run_forwards(config) == 3 * 2 * 3 + 7 * 6
-    assert num_teachers(load_config(["k=1"])) == 1
+    assert num_groups(load_config(["k=1"])) == 1
+
+
+def test_a_baseline_that_teaches_costs_its_training_and_its_forwards() -> None:
+    words = ["k=3", "train.epochs=7", "teacher.epochs=2", "baseline.epochs=5", "distill.baseline=0.2"]
+    config = load_config(words)
+    assert student_forwards(config) == 7 * (3 + 6 + 1)
+    assert run_forwards(config) == 6 * 2 * 3 + 5 * 3 + 7 * 10
 
 
 # Own rows

@@ -387,3 +387,13 @@ def test_teachers_that_start_from_the_baseline_are_shared_and_planned(
     trained.clear()
     ablate(chosen, ("psd", "w"), (0,), values={"w": [0.9]}, out=out)
     assert [name for _, name in trained] == ["student"]
+
+
+def test_a_student_of_the_baseline_needs_it(
+    table: Path, tmp_path: Path, trained: list[tuple[str, str]]
+) -> None:
+    out = tmp_path / "ablation"
+    row = Row("taught", "taught by the baseline too", ("distill.baseline=0.3", "baseline.epochs=1"))
+    result = ablate(config(table), ("taught",), (0,), own=(row,), out=out)
+    assert result.failures == ()
+    assert [name for _, name in trained].count("baseline") == 2  # the row's own is another

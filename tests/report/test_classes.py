@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from coterie.intervals import Differences
 from coterie.labels import CooccurrenceGraph, partition_labels
 from coterie.report.classes import class_rows, frequency_buckets
-from coterie.report.intervals import Differences
 
 
 def row(train: int, baseline: float | None, student: float | None) -> dict[str, Any]:

@@ -12,11 +12,11 @@ from playwright.sync_api import Page, expect
 
 from coterie.config import load_config
 from coterie.errors import ConfigError, RunError
+from coterie.intervals import bootstrap_differences, interval
 from coterie.pipeline import Run, run
 from coterie.report import write_comparison
 from coterie.report.classes import difference
 from coterie.report.comparison import comparison_content, short_names
-from coterie.report.intervals import bootstrap_differences, interval
 from coterie.report.reading import read_run
 from tests.tiny import CLASS_NAMES, RUN_WORDS
 

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from coterie.ablation.rows import PLAIN_STEP, Row, row_config, student_forwards
-from coterie.config import Config, ModelConfig, changed_settings
+from coterie.config import BASELINE, Config, ModelConfig, changed_settings
 from coterie.data.check import without_images
 from coterie.data.dataset import MultiLabelDataset
 from coterie.errors import ConfigError, CoterieError, did_you_mean
@@ -175,15 +175,16 @@ class _Planner:
                 f"this run has no model '{row.model}'{hint or '; it has ' + ', '.join(models)}. "
                 "Choose rows with --rows, or change the settings"
             )
-        kinds = tuple(branch_weights(config)) if row.model == "student" else models[row.model]
-        starts_from_it = (kinds and config.teacher.start == "baseline") or (
-            row.model == "student" and config.student.start == "baseline"
+        is_student = row.model == "student"
+        kinds = tuple(branch_weights(config)) if is_student else models[row.model]
+        with_baseline = (kinds and config.teacher.start == BASELINE) or (
+            is_student and (config.student.start == BASELINE or config.distill.baseline > 0)
         )
         chain = _Chain(functools.partial(self._key, config), self.store)
         for training in self._trainings(config):
             of_branch = training.branch in kinds
             by_itself = not models[row.model] and training.name == row.model
-            if of_branch or by_itself or (training.name == "baseline" and starts_from_it):
+            if of_branch or by_itself or (training.name == BASELINE and with_baseline):
                 chain.add(training, _forwards(config, training))
         return tuple(chain.planned)
 

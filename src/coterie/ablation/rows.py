@@ -50,7 +50,8 @@ BASELINE = Row("baseline", "baseline", model="baseline")
 CONTROLS = (
     BASELINE,
     Row("k1", "one teacher of all labels (K = 1)", ("k=1",)),
-    Row("random", "random groups of the same sizes", ("partition.random=true",)),
+    Row("random", "random groups of the same sizes", ("partition.random=same-sizes",)),
+    Row("random-equal", "random groups of equal sizes", ("partition.random=equal-sizes",)),
     Row("cgp", "co-occurrence groups only", ("distill.a=1",)),
     Row("dgp", "dis-occurrence groups only", ("distill.a=0", "partition.dis_method=balanced")),
     Row("dgp-paper", "dis-occurrence only, the paper's", ("distill.a=0", "partition.dis_method=paper")),
@@ -132,8 +133,8 @@ def row_config(row: Row, config: Config) -> Config:
     return load_config([f"baseline.epochs={epochs}"], settings=changed.to_values())
 
 
-def num_teachers(config: Config) -> int:
-    """How many teachers the student has: K for each branch."""
+def num_groups(config: Config) -> int:
+    """How many groups of labels have a teacher: K of each branch."""
     return config.k * len(branch_weights(config))
 
 
@@ -141,12 +142,16 @@ def student_forwards(config: Config) -> int:
     """What the student's training costs for each image, in forwards of its network: a plain step, and one
     forward of each teacher.
     """
-    return config.student.epochs * (PLAIN_STEP + num_teachers(config))
+    teachers = num_groups(config) + (config.distill.baseline > 0)
+    return config.student.epochs * (PLAIN_STEP + teachers)
 
 
 def run_forwards(config: Config) -> int:
     """What teachers and student cost for each image, in forwards of the student's network."""
-    return num_teachers(config) * config.teacher.epochs * PLAIN_STEP + student_forwards(config)
+    epochs = num_groups(config) * config.teacher.epochs
+    if config.distill.baseline > 0:
+        epochs += config.baseline.epochs
+    return epochs * PLAIN_STEP + student_forwards(config)
 
 
 def _usual_values(sweep: Sweep, config: Config, num_classes: int) -> list[float]:

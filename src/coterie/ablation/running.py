@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from coterie.ablation.intervals import difference_intervals
 from coterie.ablation.plan import Plan, PlannedRun, make_plan, show_plan
 from coterie.ablation.report import Ablation, Failure, Outcome, show_report, write_plot, write_tables
 from coterie.ablation.rows import Row, choose_rows
@@ -100,6 +101,8 @@ def ablate(
             return finished
 
         result = _run_all(plan, do, out, console)
+        result = replace(result, intervals=difference_intervals(result))
+        write_tables(result, out)
         write_plot(result, out)
     show_report(result, out, console)
     return result

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from coterie.data.dataset import PRESENT
+from coterie.intervals import Differences, interval
 from coterie.labels import Partition
-from coterie.report.intervals import Differences, interval
 
 BUCKETS = 4
 LEAST_CLASSES = 3  # of a bucket

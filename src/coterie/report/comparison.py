@@ -15,9 +15,9 @@ from scipy.special import logit
 from coterie.config import ROLES, leaves, plain
 from coterie.errors import ConfigError, RunError, counted, shortened
 from coterie.evaluation import SHOWN, left_out_notes
+from coterie.intervals import LEVEL, MOST_SCORES, RESAMPLES, bootstrap_differences, interval
 from coterie.report.classes import difference
 from coterie.report.content import bar_limit
-from coterie.report.intervals import LEVEL, MOST_SCORES, RESAMPLES, bootstrap_differences, interval
 from coterie.report.page import render, write_page
 from coterie.report.reading import FinishedRun, read_run
 

@@ -14,11 +14,7 @@ from coterie.config import as_words, plain
 from coterie.drawing import graph_svg
 from coterie.errors import counted
 from coterie.evaluation import SHOWN, left_out_notes
-from coterie.logits import SplitLogits
-from coterie.models.factory import ModelBuilder
-from coterie.report.classes import class_rows, difference, frequency_buckets
-from coterie.report.curves import encoded_curve
-from coterie.report.intervals import (
+from coterie.intervals import (
     LEVEL,
     MOST_SCORES,
     RESAMPLES,
@@ -26,6 +22,10 @@ from coterie.report.intervals import (
     bootstrap_differences,
     interval,
 )
+from coterie.logits import SplitLogits
+from coterie.models.factory import ModelBuilder
+from coterie.report.classes import class_rows, difference, frequency_buckets
+from coterie.report.curves import encoded_curve
 from coterie.report.page import render, write_page
 from coterie.report.pictures import Gallery, chosen_images, describe_image
 from coterie.report.provenance import (

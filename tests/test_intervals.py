@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from coterie.intervals import bootstrap_differences, interval, paired_interval, resampled_map
 from coterie.metrics import multilabel_metrics
-from coterie.report.intervals import bootstrap_differences, interval
 
 
 def scored(seed: int, n: int = 60, c: int = 5) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -68,3 +68,29 @@ def test_an_interval_holds_95_percent_of_what_is_known() -> None:
     assert interval(values) == (5.0, 195.0)
     assert interval(np.where(values < 100, np.nan, values)) == (102.5, 197.5)
     assert interval(np.where(values < 101, np.nan, values)) is None
+
+
+def test_resampled_map_is_that_of_the_drawn_images() -> None:
+    new, _, targets = scored(4)
+    found = resampled_map(new, targets, resamples=20, seed=3)
+    rng = np.random.default_rng(3)
+    for number in range(20):
+        drawn = rng.integers(len(targets), size=len(targets))
+        assert found[number] == pytest.approx(multilabel_metrics(scores(new[drawn]), targets[drawn])["mAP"])
+
+
+def test_an_interval_over_seeds_covers_both_images_and_seeds() -> None:
+    rng = np.random.default_rng(0)
+    old = [rng.normal(50, 1, 1000) for _ in range(5)]
+    gains = [0.0, 1.0, 2.0, 3.0, 4.0]
+    # no noise of images: the mean of five gains, drawn with replacement, has the variance 2 / 5
+    low, high = paired_interval([one + gain for one, gain in zip(old, gains, strict=True)], old) or (0, 0)
+    assert low == pytest.approx(2 - 1.96 * (2 / 5) ** 0.5, abs=0.15)
+    assert high == pytest.approx(2 + 1.96 * (2 / 5) ** 0.5, abs=0.15)
+    # no noise of seeds: the same images are drawn for all of them, so that it does not average out
+    noise = rng.normal(0, 1, 1000)
+    low, high = paired_interval([one + 2 + noise for one in old], old) or (0, 0)
+    assert low == pytest.approx(2 - 1.96, abs=0.2)
+    assert high == pytest.approx(2 + 1.96, abs=0.2)
+    # one seed: the images alone
+    assert paired_interval([old[0] + noise], [old[0]]) == pytest.approx(interval(noise))

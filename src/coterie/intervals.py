@@ -1,8 +1,8 @@
-"""How sure a difference between two models is: the bootstrap over the images of a split."""
+"""How sure a difference between two models is: the bootstrap over images, and over seeds."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,11 +42,7 @@ def bootstrap_differences(
     the logit in `cuts`.
     N images are drawn with replacement, the same for both models: Efron, "Bootstrap methods", 1979.
     """
-    n = len(targets)
-    rng = np.random.default_rng(seed)
-    # how often each image is drawn, a row for each so that the images of a score are together in memory
-    drawn = [np.bincount(rng.integers(n, size=n), minlength=n) for _ in range(resamples)]
-    weights = np.stack(drawn, axis=1).astype(np.uint8)
+    weights = _drawn(len(targets), resamples, seed)
     ap = [np.stack(list(_resampled_ap(logits, targets, weights)), axis=1) for logits in (new, old)]
     f1 = [_resampled_f1(logits, targets, weights, cut) for logits, cut in zip((new, old), cuts, strict=True)]
     with np.errstate(invalid="ignore"):
@@ -61,6 +57,37 @@ def bootstrap_differences(
     )
 
 
+def resampled_map(
+    logits: npt.NDArray[np.float32],
+    targets: npt.NDArray[np.int8],
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Floats:
+    """The mAP [B] in percent of resampled images; the same images for all models of the same split.
+
+    `logits` [N, C], `targets` [N, C] in {1, 0, -1}. A class without positives in a resample is not counted.
+    """
+    weights = _drawn(len(targets), resamples, seed)
+    ap = np.stack(list(_resampled_ap(logits, targets, weights)))
+    counted = ~np.isnan(ap)
+    return np.asarray(100 * np.where(counted, ap, 0).sum(axis=0) / np.maximum(counted.sum(axis=0), 1))
+
+
+def paired_interval(
+    new: Sequence[Floats], old: Sequence[Floats], seed: int = 0
+) -> tuple[float, float] | None:
+    """The interval of how far `new` is ahead of `old` on the mean over seeds, each by `resampled_map`.
+
+    Images and seeds are drawn with replacement, each pair of one seed together: what another split and other
+    first weights would change. With one seed it is that of the images alone.
+    """
+    differences = np.stack(new) - np.stack(old)
+    seeds, resamples = differences.shape
+    drawn = np.random.default_rng(seed).integers(seeds, size=(seeds, resamples))
+    return interval(np.take_along_axis(differences, drawn, axis=0).mean(axis=0))
+
+
 def interval(values: Floats) -> tuple[float, float] | None:
     """The percentile interval of the resamples that have a value; None where hardly any has."""
     known = values[~np.isnan(values)]
@@ -68,6 +95,13 @@ def interval(values: Floats) -> tuple[float, float] | None:
         return None
     low, high = np.percentile(known, [(100 - LEVEL) / 2, (100 + LEVEL) / 2]).tolist()
     return low, high
+
+
+def _drawn(n: int, resamples: int, seed: int) -> npt.NDArray[np.uint8]:
+    """How often each of `n` images is drawn [n, B]: the resamples of an image are together in memory."""
+    rng = np.random.default_rng(seed)
+    drawn = [np.bincount(rng.integers(n, size=n), minlength=n) for _ in range(resamples)]
+    return np.stack(drawn, axis=1).astype(np.uint8)
 
 
 def _resampled_ap(
