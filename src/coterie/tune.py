@@ -161,8 +161,8 @@ def _conclusions(tuning: Tuning) -> list[str]:
         )
     if tuning.unlabelled:
         lines.append(
-            f"{counted(len(tuning.unlabelled), 'class', 'classes')} with positives on {SPLIT} would label none "
-            f"of its images: {shortened(tuning.unlabelled)}"
+            f"{counted(len(tuning.unlabelled), 'class', 'classes')} with positives on {SPLIT} would label "
+            f"none of its images: {shortened(tuning.unlabelled)}"
         )
     of = tuning.calibration
     lines.append(
