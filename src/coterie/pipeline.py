@@ -184,7 +184,7 @@ def _chosen(trainings: Sequence[Training], only: Sequence[str] | None) -> set[st
     for name in only:
         if name not in names:
             hint = did_you_mean(name, names)
-            raise ConfigError(f"there is no training '{name}'{hint}; the trainings are {', '.join(names)}")
+            raise ConfigError(f"there is no training '{name}'; the trainings are {', '.join(names)}{hint}")
     return set(only)
 
 
