@@ -250,7 +250,7 @@ def test_weights_beyond_what_a_file_holds_are_said_before_the_work(
 ) -> None:
     monkeypatch.setattr("coterie.export.onnx.MOST_BYTES", 1000)
     with pytest.raises(
-        ExportError, match=r"the weights take 0\.0 GB, and one ONNX file holds 2; use --to torch"
+        ExportError, match=r"the weights take 0\.0 GB, and one ONNX file holds 2; use --format torch"
     ):
         export_onnx(predictor, tmp_path / "model.onnx")
 
