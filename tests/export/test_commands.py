@@ -33,7 +33,7 @@ def test_export_writes_each_form_and_says_how_far_it_is_off(
         "export", checkpoint, "--check", first, *others, "--out", tmp_path / "model.onnx"
     )
     assert outcome.status == 0
-    assert f"{tmp_path / 'model.onnx'}: 2.9 MB; its scores of 3 pictures are at most " in outcome.output
+    assert f"{tmp_path / 'model.onnx'}: 2.9 MB; its scores of 4 pictures are at most " in outcome.output
     assert description(tmp_path / "model.onnx")["class_names"] == list(NAMES)
 
     outcome = coterie_command("export", checkpoint, "--format", "torch", "--out", tmp_path / "model.pt2")

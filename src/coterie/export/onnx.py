@@ -36,7 +36,8 @@ def export_onnx(
     size = sum(tensor.nbytes for tensor in predictor.model.state_dict().values())
     if size > MOST_BYTES:
         raise ExportError(
-            f"the weights take {size / 1e9:.1f} GB, and one ONNX file holds 2; use --format torch for this model"
+            f"the weights take {size / 1e9:.1f} GB, and one ONNX file holds 2; use --format torch for this "
+            "model"
         )
     model = _convert(predictor)
     entry = model.metadata_props.add()
