@@ -204,7 +204,8 @@ def test_a_file_whose_scores_differ_is_refused_and_the_old_one_stays(
     def other(_self: Predictor, pictures: list[np.ndarray]) -> np.ndarray:
         wrong = truth[: len(pictures)].astype(np.float64)
         wrong[2, 1] += 0.01
-        return TEMPERATURE * logit(wrong)
+        logits: np.ndarray = TEMPERATURE * logit(wrong)
+        return logits
 
     monkeypatch.setattr(Predictor, "logits", other)
     message = rf"score of '<b>bold</b>' is {truth[2, 1]:.6f}, that of the checkpoint {truth[2, 1] + 0.01:.6f}"
