@@ -30,9 +30,9 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
+from benchmarks.pictures import CLASS_NAMES, CLASSES, random_dataset
 from coterie.array_store import Array
 from coterie.config import load_config
-from coterie.data.dataset import MultiLabelDataset
 from coterie.data.loading import Batch, Batches, EpochSampler, ImageBatches, ResizedImages, Views
 from coterie.data.transforms import make_augmentation
 from coterie.losses import asymmetric_loss
@@ -47,8 +47,7 @@ from coterie.trainer import make_fabric, make_optimizer, prepare
 from coterie.view_cache import Make, TaughtBatches
 
 tell = partial(print, flush=True)
-K, CLASSES = 5, 80
-CLASS_NAMES = tuple(f"label {number:02d}" for number in range(CLASSES))
+K = 5
 KINDS = ("co-occurrence", "dis-occurrence")
 LEAST_LIVE, LEAST_LIVE_ON_GPU, MOST_CACHED, LEAST_ABLATION, MOST_ERROR = 2.0, 3.0, 1.1, 3.0, 1e-2
 ABLATION_MODEL, ABLATION_SIZE, ABLATION_BATCH, ABLATION_STEPS, ABLATION_EPOCHS = "resnet18", 96, 16, 6, 4
@@ -85,7 +84,8 @@ class Subject:
         self.words += [f"device={device}", f"k={K}", "augment.randaugment=false"]
         self.batch, self.steps = batch, steps
         self.factory = make_factory(load_config(self.words).model)
-        self.images = ResizedImages(pictures(batch * steps, size), self.factory.preprocessing, memory_gb=8)
+        dataset = random_dataset(batch * steps, size)
+        self.images = ResizedImages(dataset, self.factory.preprocessing, memory_gb=8)
         self.seen = self.factory.preprocessing.normalize(
             torch.from_numpy(np.asarray(self.images.dataset.images[:batch])).permute(0, 3, 1, 2)
         )
@@ -168,21 +168,6 @@ class Subject:
             distill.w,
             CLASSES,
         )
-
-
-def pictures(count: int, size: int) -> MultiLabelDataset:
-    """Random pictures and labels; smooth ones, as photographs are."""
-    rng = np.random.default_rng(0)
-    small = torch.from_numpy(rng.integers(0, 256, (count, 3, 8, 8)).astype(np.float32))
-    smooth = nn.functional.interpolate(small, size=(size, size), mode="bilinear")
-    return MultiLabelDataset(
-        images=smooth.permute(0, 2, 3, 1).to(torch.uint8).numpy(),
-        targets=(rng.random((count, CLASSES)) < 0.04).astype(np.int8),
-        class_names=CLASS_NAMES,
-        splits=np.array(["train"] * count),
-        image_ids=tuple(str(number) for number in range(count)),
-        name="random pictures",
-    )
 
 
 def stepping(task: nn.Module, teaching: Teaching, batches: Batches) -> Callable[[], None]:

@@ -20,10 +20,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
 
+from benchmarks.pictures import CLASS_NAMES, write_photographs
 from coterie.checkpoint import Checkpoint
 from coterie.config import ModelConfig
 from coterie.models.factory import ModelFactory
@@ -33,7 +32,6 @@ from coterie.sources import find_pictures
 
 LEAST = 0.9
 BATCH = 32
-CLASSES = 80
 ROUNDS = 5
 
 
@@ -55,20 +53,10 @@ def timed(images: int) -> Iterator[Speeds]:
     speeds.cpu = images / (time.process_time() - cpu)
 
 
-def write_pictures(folder: Path, count: int) -> None:
-    """JPEG files of 640 x 480, as smooth and as noisy as photographs about are: some 60 kB each."""
-    rng = np.random.default_rng(0)
-    for number in range(count):
-        coarse = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8))
-        smooth = np.asarray(coarse.resize((640, 480), Image.Resampling.BICUBIC), dtype=np.int16)
-        noisy = smooth + rng.normal(0, 8, smooth.shape).astype(np.int16)
-        Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(folder / f"{number:05d}.jpg", quality=85)
-
-
 def make_predictor(name: str, size: int, device: str) -> Predictor:
     """A classifier with random weights: they do not change what it costs."""
     factory = ModelFactory(ModelConfig(name=name, image_size=size))
-    names = tuple(f"class {number}" for number in range(CLASSES))
+    names = CLASS_NAMES
     checkpoint = Checkpoint("student", names, {}, factory.preprocessing, 0.5, {}, {})
     return Predictor(factory.build(names, seed=0), checkpoint, device)
 
@@ -139,7 +127,7 @@ def main() -> None:
     )
     ratios = []
     with tempfile.TemporaryDirectory() as folder:
-        write_pictures(Path(folder), options.images)
+        write_photographs(Path(folder), options.images)
         paths = [Path(str(source)) for source in find_pictures([folder])]
         ratios.append(measure("generated", predictor, paths))
     if options.photos is not None and options.photos.is_dir():

@@ -21,13 +21,11 @@ import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
 from rich.console import Console
-from torch import nn
 
+from benchmarks.pictures import random_dataset
 from coterie.config import Config, load_config
-from coterie.data.dataset import MultiLabelDataset
 from coterie.data.loading import ResizedImages
 from coterie.models.factory import make_factory
 from coterie.pipeline import planned_trainings
@@ -36,24 +34,7 @@ from coterie.progress import Bars
 from coterie.sidebyside import prepare_processes, train_side_by_side
 from coterie.training import Job, Workshop, grouped
 
-K, CLASSES, LEAST = 5, 80, 1.5
-
-
-def pictures(count: int, size: int) -> MultiLabelDataset:
-    """Smooth random pictures, as photographs are, and labels that have companions."""
-    rng = np.random.default_rng(0)
-    small = torch.from_numpy(rng.integers(0, 256, (count, 3, 8, 8)).astype(np.float32))
-    smooth = nn.functional.interpolate(small, size=(size, size), mode="bilinear")
-    themes = rng.integers(0, 8, count)
-    likely = np.where(np.arange(CLASSES) % 8 == themes[:, None], 0.25, 0.02)
-    return MultiLabelDataset(
-        images=smooth.permute(0, 2, 3, 1).to(torch.uint8).numpy(),
-        targets=(rng.random((count, CLASSES)) < likely).astype(np.int8),
-        class_names=tuple(f"label {number:02d}" for number in range(CLASSES)),
-        splits=np.array(["val" if number % 16 == 0 else "train" for number in range(count)]),
-        image_ids=tuple(str(number) for number in range(count)),
-        name="random pictures",
-    )
+K, LEAST = 5, 1.5
 
 
 class Bench:
@@ -62,7 +43,7 @@ class Bench:
     def __init__(self, words: list[str], images: int) -> None:
         self.config = load_config(words)
         self.factory = make_factory(self.config.model)
-        self.dataset = pictures(images, self.factory.preprocessing.image_size)
+        self.dataset = random_dataset(images, self.factory.preprocessing.image_size, validation=True)
 
     def seconds(self, together: int, jobs: int) -> float:
         """How long all teachers take, from the first batch to the last checkpoint."""

@@ -808,7 +808,7 @@ def test_evaluate_refuses_a_table_of_other_classes(
     dataset = replace(make_dataset(), class_names=("red", "greens", "blue", "stripes"))
     table = write_table(tmp_path / "photos", dataset)
     outcome = coterie_command("evaluate", finished_run.folder, f"data={table}", *OWN_MODEL)
-    assert_refused(outcome, "no class 'green'", "did you mean 'greens'")
+    assert_refused(outcome, "no class 'green'", "did you mean 'greens'? --class-map same measures")
 
 
 def test_evaluate_refuses_what_is_no_finished_run(
@@ -839,7 +839,11 @@ def test_evaluate_maps_classes_by_a_file(
     table.write_text("\n".join([header, *lines]), encoding="utf-8")
     mapping = tmp_path / "classes.csv"
     mapping.write_text('data,model\n"grün, hell",green\nrot,red\nblue,blue\n', encoding="utf-8")
-    assert_refused(coterie_command(*words), "has no class", "--class-map FILE maps the others")
+    assert_refused(
+        coterie_command(*words),
+        "its classes are 'rot', 'grün, hell', 'blue', 'stripes'; --class-map same",
+        "--class-map FILE maps the others",
+    )
     out = tmp_path / "out.json"
     outcome = coterie_command(*words, "--class-map", mapping, "--out", out)
     assert outcome.status == 0, outcome.error

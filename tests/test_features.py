@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,12 +15,13 @@ from coterie.checkpoint import load_model
 from coterie.config import Config, TrainConfig, load_config
 from coterie.data.loading import ResizedImages, Views
 from coterie.data.transforms import Preprocessing, make_augmentation
-from coterie.errors import ConfigError
-from coterie.features import FEATURES_FOLDER, Features
+from coterie.errors import ConfigError, RunError
+from coterie.features import FEATURES_FOLDER, Features, check_features
 from coterie.files import file_sha256
 from coterie.models.cut import Cut
 from coterie.models.folding import relative_error
 from coterie.pipeline import Run, run
+from coterie.preparation import prepare_data
 from coterie.runfolder import RunFolder, Training
 from coterie.stages import training_settings
 from coterie.training import Job, grouped
@@ -153,6 +155,30 @@ def test_a_student_with_a_frozen_part_learns_from_features_and_logits(run_copy: 
         config_of(run_copy, tmp_path / "live", *FROZEN, *own, "distill.cache=off", "distill.tolerance=0")
     )
     assert relative_error(weights(live, "student")["head.weight"], student["head.weight"]) < 1e-2
+
+
+@pytest.mark.parametrize("own", [(), ("student.start=baseline", "student.frozen=norm", "student.views=1")])
+def test_room_for_the_features_is_looked_for_before_any_training(
+    run_copy: Run, tmp_path: Path, own: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = run(config_of(run_copy, tmp_path / "new", *FROZEN, *own))
+    size = sum(path.stat().st_size for path in (made.folder / FEATURES_FOLDER).rglob("*.bin"))
+    config = config_of(run_copy, tmp_path / "other", *FROZEN, *own)
+    trainings = RunFolder(made.folder).trainings()
+    dataset = prepare_data(config)
+
+    def check(free: int, where: Path = tmp_path / "other") -> None:
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**12, 0, free))
+        check_features(config, where, dataset, tiny_net(), SIDE, trainings)
+
+    check(size)
+    with pytest.raises(RunError, match=r"the features of the frozen part need 0\.00 GB in .* fewer train\."):
+        check(size - 1)
+    check(0, made.folder)  # they are there
+    monkeypatch.setattr("coterie.pipeline.check_space", lambda *_: None)
+    with pytest.raises(RunError, match="the features of the frozen part need"):
+        run(config)
+    assert not (tmp_path / "other" / "baseline").exists()
 
 
 def test_a_changed_baseline_trains_what_starts_from_it_anew(run_copy: Run, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -48,8 +48,9 @@ from coterie.logits import read_logits, written_splits
 from coterie.metrics import multilabel_metrics
 from coterie.pipeline import Run, run
 from coterie.preparation import diagnose_partitions, make_partitions, training_graph
-from coterie.runfolder import METRICS_FILE, RunFolder
+from coterie.runfolder import METRICS_FILE, RunFolder, Training
 from coterie.trainer import Trainer, predict_logits
+from coterie.training import Failed, Job, Workshop
 from tests.tiny import (
     CLASS_NAMES,
     RUN_SETTINGS,
@@ -408,7 +409,7 @@ def test_a_model_of_other_settings_is_not_measured(run_copy: Run) -> None:
 def test_only_names_trainings_of_the_run_and_no_student_before_its_teachers(
     run_copy: Run, tmp_path: Path, trained: list[str]
 ) -> None:
-    with pytest.raises(ConfigError, match=r"no training 'basline'; did you mean 'baseline'"):
+    with pytest.raises(ConfigError, match=r"no training 'basline'; .*; did you mean 'baseline'\?$"):
         run(run_copy.config, only=["basline"])
     for config in (config_of(run_copy, f"out={tmp_path / 'new'}"), config_of(run_copy, "train.epochs=1")):
         with pytest.raises(ConfigError, match="teachers that are not done: 'teachers/co-occurrence-0'"):
@@ -705,3 +706,28 @@ def test_another_dataset_is_refused(run_copy: Run, tmp_path: Path) -> None:
     table = write_table(tmp_path / "others", replace(dataset, splits=splits))
     with pytest.raises(RunError, match="the images, labels or splits are others"):
         run(config_of(run_copy, f"data={table}"))
+
+
+@pytest.mark.parametrize("kind", [ConfigError, ZeroDivisionError])
+def test_an_error_that_ends_a_run_tells_of_failures_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
+) -> None:
+    train = Workshop.train
+
+    def fails(self: Workshop, jobs: Sequence[Job], *rest: Any) -> Iterator[Training | Failed]:
+        if len(jobs) == 1 and jobs[0].training.name == "baseline":
+            yield jobs[0].training, RunError("the loss of baseline is nan")
+        elif jobs[0].training.name == "teachers/co-occurrence-1":
+            raise kind("no such luck")
+        else:
+            yield from train(self, jobs, *rest)
+
+    monkeypatch.setattr(Workshop, "train", fails)
+    settings = RUN_SETTINGS | {"out": str(tmp_path / "new"), "model": {"image_size": SIDE}}
+    config = load_config(settings=settings)
+    with pytest.raises(RunError if kind is ConfigError else kind) as caught:
+        run(config, dataset=make_dataset(), builder=Net)
+    told = [str(caught.value), *getattr(caught.value, "__notes__", ())]
+    assert "\n".join(told) == (
+        "no such luck\n1 training had failed before:\n  baseline: the loss of baseline is nan"
+    )

@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from coterie.data.dataset import UnreadableImage, open_image
 from coterie.download import Limits, WebImage
 from coterie.errors import DataError
-from coterie.sources import find_pictures, listed_paths
+from coterie.sources import _Named, find_pictures, listed_paths
 
 FILES = (
     *("a.png", "B.JPG", "c [1].webp", "notes.txt", ".hidden.png", "._b.jpg"),
@@ -39,7 +40,39 @@ def test_a_folder_gives_what_is_below_it_by_name(tree: Path) -> None:
         "z.png/inside.jpg",
     ]
     assert names(tree, "") == everything
-    assert names(tree, "deep", "a.png", "a.png") == [*everything[3:7], "a.png", "a.png"]
+    assert names(tree, "deep", "a.png") == [*everything[3:7], "a.png"]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("a.png", "a.png"), ["a.png"]),
+        (("deep/er", "deep/er/*.png"), ["deep/er/a/a.png", "deep/er/a.jpg", "deep/er/x.png"]),
+        (("deep/er/x.png", "deep/er"), ["deep/er/x.png", "deep/er/a/a.png", "deep/er/a.jpg"]),
+        (("deep/*.png", "./deep/er/a", "deep/a.png"), ["deep/a.png", "deep/er/a/a.png"]),
+        (("deep/er/a", "z.png", "**/inside.*"), ["deep/er/a/a.png", "z.png/inside.jpg"]),
+    ],
+)
+def test_what_several_words_name_comes_once_with_the_first(
+    tree: Path, words: tuple[str, ...], expected: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert names(tree, *words) == expected
+    monkeypatch.chdir(tree)
+    partly_absolute = find_pictures([words[0], *(tree / word for word in words[1:])])
+    assert [os.path.relpath(str(source), tree) for source in partly_absolute] == expected
+
+
+def test_nothing_is_remembered_of_words_that_lie_apart(tree: Path) -> None:
+    apart = [f"{tree}/deep/er/*/*.png", f"{tree}/deep/a.png", f"{tree}/z.png", f"{tree}/*/*.webp"]
+    for words, remembered in ((apart[:3], 0), (apart, 4)):
+        named = _Named(words)
+        for word in words:
+            list(named.new(word, iter([Path(word)])))
+        assert len(named.seen) == remembered
+
+
+def test_a_list_is_taken_as_it_is(tree: Path) -> None:
+    assert names(tree, "a.png", "-", listed=f"{tree}/a.png\n{tree}/a.png\n".encode()) == ["a.png"] * 3
 
 
 def test_a_file_is_taken_as_it_is(tree: Path) -> None:
@@ -114,6 +147,8 @@ def test_what_names_no_picture_is_told_before_the_first(tree: Path) -> None:
         find_pictures([tree, tree / "empty"])
     with pytest.raises(DataError, match=r"pattern .*\*\.gif matches no picture"):
         find_pictures([tree / "*.gif"])
+    with pytest.raises(DataError, match=r"pattern .*\*\.jpg matches nothing: there is no folder .*nope"):
+        find_pictures([tree / "nope" / "*.jpg"])
     with pytest.raises(DataError, match="can be read once"):
         find_pictures(["-", "-"])
 
@@ -135,6 +170,22 @@ def test_lists_have_lines_or_nuls(
 ) -> None:
     monkeypatch.setattr("coterie.sources.CHUNK", chunk)
     assert list(listed_paths(io.BytesIO(content))) == expected
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM"])
+def test_a_picture_instead_of_a_list_is_one_error(format: str) -> None:
+    content = io.BytesIO()
+    Image.effect_noise((90, 70), 40).convert("RGB").save(content, format)
+    with pytest.raises(DataError, match="- reads paths from there, each on a line"):
+        list(find_pictures(["-"], listed=io.BytesIO(content.getvalue())))
+
+
+def test_a_name_with_a_control_character_is_no_picture(tree: Path) -> None:
+    (tree / "bell\a.png").write_bytes(b"")
+    assert names(tree, "-", listed=f"{tree}/bell\a.png\0none.png".encode()) == [
+        "bell\a.png",
+        os.path.relpath("none.png", tree),
+    ]
 
 
 def test_a_list_is_read_as_it_goes_on(tree: Path) -> None:

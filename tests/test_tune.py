@@ -19,7 +19,7 @@ from coterie.pipeline import Run, run
 from coterie.runfolder import MANIFEST_FILE, RunFolder
 from coterie.seeding import derive_seed
 from coterie.tune import describe_tuning, reset_run, show_tuning, tune_run
-from coterie.tuning import CHOICES, GLOBAL, Objective, tune_thresholds
+from coterie.tuning import CHOICES, GLOBAL, PER_CLASS, Objective, Tuning, tune_thresholds
 
 
 def files_of(folder: Path) -> dict[str, tuple[int, bytes]]:
@@ -148,10 +148,7 @@ def test_what_is_no_run_is_refused(run_copy: Run, tmp_path: Path) -> None:
 
 def test_what_is_shown_has_the_numbers_and_what_is_recommended(run_copy: Run) -> None:
     tuning = tune_run(run_copy.folder, Objective.parse("precision=1"), write=False)["student"]
-    console = Console(file=io.StringIO(), width=100)
-    show_tuning("student", tuning, console)
-    assert isinstance(console.file, io.StringIO)
-    shown = console.file.getvalue()
+    shown = shown_lines(tuning)
     assert "student: thresholds for precision=1, from 12 images of val" in shown
     for name, choice in tuning.choices.items():
         (line,) = [line for line in shown.splitlines() if line.startswith(f" {name} ")]
@@ -163,6 +160,46 @@ def test_what_is_shown_has_the_numbers_and_what_is_recommended(run_copy: Run) ->
     for name in tuning.unreached:
         assert f"'{name}'" in shown
     assert f"temperature {tuning.temperature:.3f}: calibration error " in shown
+
+
+def shown_lines(tuning: Tuning) -> str:
+    console = Console(file=io.StringIO(), width=200)
+    show_tuning("student", tuning, console)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("scale", "temperature", "said"),
+    [
+        (100.0, "20.000", "this temperature is the highest that is tried: the scores are far too sure"),
+        (0.001, "0.050", "this temperature is the lowest that is tried: hardly a score is wrong"),
+        (1.0, "0.743", None),
+    ],
+)
+def test_a_temperature_at_the_end_of_those_tried_is_told(
+    scale: float, temperature: str, said: str | None
+) -> None:
+    logits = scale * np.tile([[2.0], [-2.0], [1.0], [-1.0]], (3, 1))
+    targets = (logits > 0).astype(np.int8)
+    targets[2:4] = 1 - targets[2:4]
+    shown = shown_lines(tune_thresholds(logits, targets))
+    assert f"temperature {temperature}" in shown
+    assert said in shown if said else "is tried" not in shown
+
+
+def test_classes_that_get_no_label_are_told() -> None:
+    logits = np.array([[5, 1, 3], [4, 2, 2], [3, 3, 1], [2, 4, 0.0]])
+    targets = np.array([[1, 1, 0], [1, 0, 0], [0, 0, 0], [0, 0, 0]], np.int8)
+    tuning = tune_thresholds(
+        logits, targets, Objective.parse("precision=1"), class_names=("ant", "bee", "cat"), among=(PER_CLASS,)
+    )
+    assert tuning.unlabelled == ("bee",)  # its only positive scores least; 'cat' has none
+    assert describe_tuning(tuning)["unlabelled"] == ["bee"]
+    assert "1 class with positives on val would label none of its images: 'bee'" in shown_lines(tuning)
+    of_f1 = tune_thresholds(logits, targets, among=(PER_CLASS,))
+    assert of_f1.unlabelled == ()
+    assert "would label none" not in shown_lines(of_f1)
 
 
 def test_all_numbers_are_described_by_class(run_copy: Run) -> None:

@@ -16,6 +16,7 @@ from PIL import Image
 
 from coterie.errors import ConfigError, PartitionError, counted
 from coterie.files import atomic_write
+from coterie.fonts import VARIATION_SELECTORS, families
 from coterie.labels import CooccurrenceGraph, Partition
 
 if TYPE_CHECKING:
@@ -260,16 +261,17 @@ def _description(partition: Partition) -> str:
 def _short(name: str, most: int = LONGEST_NAME) -> str:
     """A name as it can stand in any picture: one line of characters that can be shown, `most` at most."""
     shown = "".join(character for character in " ".join(name.split()) if character.isprintable())
+    shown = "".join(character for character in shown if character not in VARIATION_SELECTORS)
     return shown if len(shown) <= most else f"{shown[: most - 1].rstrip()}…"
 
 
 def _text(write: Any, *arguments: Any, **options: Any) -> None:
-    """Text as it is: a dollar in a name begins no formula."""
-    write(*arguments, color=INK, parse_math=False, **options)
+    """Text, the last of `arguments`, as it is: a dollar in a name begins no formula."""
+    write(*arguments, color=INK, parse_math=False, family=families(arguments[-1]), **options)
 
 
 def _rendered(figure: Figure, kind: str, transparent: bool = False) -> bytes:
-    """The bytes of a figure; characters that matplotlib's font lacks are boxes, or the browser's in SVG."""
+    """The bytes of a figure; characters that no font has are boxes, or the browser's in SVG."""
     import matplotlib
 
     content = io.BytesIO()

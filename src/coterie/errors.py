@@ -41,6 +41,11 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
     return f"; did you mean '{near[0]}'?" if near else ""
 
 
+def with_remedy(message: object, remedy: str) -> str:
+    """Both in one message; behind "did you mean 'x'?" there is no semicolon."""
+    return f"{message}{' ' if str(message).endswith('?') else '; '}{remedy}"
+
+
 def either(names: Iterable[str]) -> str:
     """`"'a', 'b' or 'c'"`: the choices there are."""
     *first, last = [f"'{name}'" for name in names]

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from lightning_fabric import Fabric
+from torch import nn
 
-from coterie.array_store import Array, ArrayStore
-from coterie.config import Config
+from coterie.array_store import Array, ArrayStore, check_room
+from coterie.config import ROLES, Config, TrainConfig
+from coterie.data.dataset import MultiLabelDataset
 from coterie.data.loading import EpochSampler, ImageBatches, ResizedImages, Views
 from coterie.models.cut import Cut
+from coterie.runfolder import Training
 from coterie.trainer import to_images
 from coterie.view_cache import ViewCache
 
 FEATURES_FOLDER = "features"
+WHAT = "the features of the frozen part"
+REMEDY = "Choose another place with cache_dir=…, or fewer train.views"
+DTYPE: Final = "float16"
 # The same for every training, so that what is stored does not depend on who asked for it first.
 FEATURE_BATCH = 64
 # Other versions of these may give other pixels, or round otherwise.
@@ -56,19 +62,12 @@ class Features:
         indices = self.images.dataset.indices(split)
         inputs = describe_views(self.config, views, self.fabric, self.fingerprint)
         inputs |= {"split": split, "frozen": self.cut.sha256()}
-        store = ArrayStore(
-            features_folder(self.config, self.run), inputs, (len(indices), *self.shape), "float16"
-        )
+        store = ArrayStore(features_folder(self.config, self.run), inputs, (len(indices), *self.shape), DTYPE)
 
         def make(_: tuple[str, ...]) -> Callable[[int], Iterator[Array]]:
             return lambda view: self._features(views, EpochSampler(indices, FEATURE_BATCH), view)
 
-        return ViewCache(
-            {"features": store},
-            make,
-            what="the features of the frozen part",
-            remedy="Choose another place with cache_dir=…, or fewer train.views",
-        )
+        return ViewCache({"features": store}, make, WHAT, REMEDY)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -88,6 +87,43 @@ class Features:
     @property
     def _memory_format(self) -> torch.memory_format:
         return torch.channels_last if self.config.channels_last else torch.contiguous_format
+
+
+def check_features(
+    config: Config,
+    run: Path,
+    dataset: MultiLabelDataset,
+    model: nn.Module,
+    side: int,
+    trainings: Iterable[Training],
+) -> None:
+    """RunError where the disk has no room for the features that `trainings` learn from: those of `model`,
+    whose images are `side` pixels wide.
+    """
+    views: set[tuple[str, bool, str, str, int]] = set()  # trainings with the same frozen part share them
+    for role in {training.name if training.name in ROLES else "teacher" for training in trainings}:
+        settings: TrainConfig = getattr(config, role)
+        if settings.frozen is None:
+            continue
+        moved = settings.start == "baseline" and settings.frozen != config.baseline.frozen
+        part = settings.frozen, moved
+        views.add((*part, "", "val", 0))
+        # live teachers look at the images
+        if settings.views_come_again and (config.caches_logits or role != "student"):
+            own = role if role == "student" else ""  # the student has views of its own
+            views |= {(*part, own, "train", view) for view in settings.distinct_views}
+    if not views:
+        return
+    folder = features_folder(config, run)
+    image = torch.zeros(1, 3, side, side)
+    shapes = {name: Cut(model, name).lower(image).shape[1:] for name in {view[0] for view in views}}
+    needed = sum(
+        ArrayStore(folder, {}, (len(dataset.indices(split)), *shapes[name]), DTYPE).nbytes
+        for name, _, _, split, _ in views
+    )
+    # which of those on the disk are of these parts, is known when the baseline is
+    there = sum(path.stat().st_size for path in folder.glob("*/*.bin"))
+    check_room(folder, needed - there, WHAT, REMEDY)
 
 
 def features_folder(config: Config, run: Path) -> Path:

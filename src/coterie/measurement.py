@@ -18,7 +18,7 @@ from coterie.data.dataset import PRESENT, MultiLabelDataset
 from coterie.data.presence import places_of
 from coterie.data.reading import drops_unlabelled, format_of, read_dataset, read_split
 from coterie.data.splits import ensure_splits
-from coterie.errors import CoterieError, DataError, counted, shortened
+from coterie.errors import CoterieError, DataError, counted, shortened, with_remedy
 from coterie.evaluation import Results, evaluation_config, left_out_notes, results_table
 from coterie.metrics import Definition
 from coterie.models.factory import ModelBuilder
@@ -131,9 +131,8 @@ def _mapping(class_map: str | None, dataset: MultiLabelDataset, model: Sequence[
         try:
             dataset.with_classes(model)
         except DataError as error:
-            raise DataError(
-                f"{error}; --class-map same measures those of the same name, --class-map FILE maps the others"
-            ) from None
+            remedy = "--class-map same measures those of the same name, --class-map FILE maps the others"
+            raise DataError(with_remedy(error, remedy)) from None
     if class_map is None or class_map == SAME:
         return same_classes(dataset.class_names, model)
     return map_classes(read_mapping(Path(class_map)), dataset.class_names, model)

@@ -17,6 +17,7 @@ from coterie.data.dataset import MultiLabelDataset
 from coterie.diagnostics import DIAGNOSTICS_FILE, PARTITIONS, SCHEMA_VERSION, Leaning
 from coterie.errors import ConfigError, RunError, did_you_mean
 from coterie.evaluation import Results, left_out_notes, results_table
+from coterie.features import check_features
 from coterie.files import atomic_write, content_hash
 from coterie.labels import Partition
 from coterie.models.factory import ModelBuilder, make_factory
@@ -111,6 +112,7 @@ def run(
         stages.check_order(trainings, chosen)
         to_do = stages.still_to_do(trainings, chosen)
         check_space(folder.path, model, to_do, config.jobs * config.together)
+        check_features(config, folder.path, dataset, model, factory.preprocessing.image_size, to_do)
         if any(training.name == "student" for training in to_do):
             check_teaching(config, folder.path, dataset)
         try:
@@ -184,7 +186,7 @@ def _chosen(trainings: Sequence[Training], only: Sequence[str] | None) -> set[st
     for name in only:
         if name not in names:
             hint = did_you_mean(name, names)
-            raise ConfigError(f"there is no training '{name}'{hint}; the trainings are {', '.join(names)}")
+            raise ConfigError(f"there is no training '{name}'; the trainings are {', '.join(names)}{hint}")
     return set(only)
 
 

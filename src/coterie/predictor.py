@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
+from scipy.special import expit
 from torch import Tensor, nn
 
 from coterie.checkpoint import INFO_FILE, Checkpoint, load_model
@@ -75,11 +76,20 @@ class Predictor:
 
         DataError for a picture that cannot be read.
         """
+        return self.to_scores(self.logits(pictures, batch_size)).astype(np.float32)
+
+    def logits(self, pictures: Pictures, batch_size: int = 32) -> npt.NDArray[np.float64]:
+        """What the model itself gives, [N, C], for pictures as `scores` takes them."""
         parts = [
-            self._forward([future.result() for _, future in batch]).astype(np.float32)
+            self._logits([future.result() for _, future in batch])
             for batch in self._decoded(pictures, batch_size)
         ]
-        return np.concatenate([np.empty((0, len(self.class_names)), np.float32), *parts])
+        return np.concatenate([np.empty((0, len(self.class_names))), *parts])
+
+    def to_scores(self, logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Scores in 0..1 of logits, by the checkpoint's temperature."""
+        scores: npt.NDArray[np.float64] = expit(logits / self.checkpoint.temperature)
+        return scores
 
     def predict(
         self, pictures: Pictures, *, threshold: float | None = None, batch_size: int = 32
@@ -147,12 +157,15 @@ class Predictor:
     def _pixels(self, picture: Picture) -> Tensor:
         return to_pixels(self.checkpoint.preprocessing.resize(as_image(picture)))
 
-    @torch.no_grad()
     def _forward(self, pixels: list[Tensor]) -> npt.NDArray[np.float64]:
+        return self.to_scores(self._logits(pixels))
+
+    @torch.no_grad()
+    def _logits(self, pixels: list[Tensor]) -> npt.NDArray[np.float64]:
         images = self.checkpoint.preprocessing.normalize(torch.stack(pixels).to(self.device))
-        logits = self.model(images).float().cpu().double()  # in float32, every score near 1 is 1
-        scores: npt.NDArray[np.float64] = (logits / self.checkpoint.temperature).sigmoid().numpy()
-        return scores
+        # in float32, every score near 1 is 1
+        logits: npt.NDArray[np.float64] = self.model(images).float().cpu().double().numpy()
+        return logits
 
 
 def as_image(picture: Picture) -> Image.Image:

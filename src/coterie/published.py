@@ -267,7 +267,7 @@ def released_classes(dataset: str) -> tuple[str, ...]:
     """The class names of the release for "coco" or "nuswide", in its order."""
     if dataset not in DATASETS:
         hint = did_you_mean(dataset, DATASETS)
-        raise DataError(f"the release has no dataset '{dataset}'{hint}; choose {either(DATASETS)}")
+        raise DataError(f"the release has no dataset '{dataset}'; choose {either(DATASETS)}{hint}")
     with resources.as_file(resources.files("coterie") / "class_names" / f"{dataset}.txt") as path:
         return read_class_names(path)
 
@@ -301,7 +301,7 @@ def _find_model(state: State, path: Path, asked: str | None) -> str:
     models = shortened(list(MODELS))
     if asked is not None and asked not in MODELS:
         raise CheckpointError(
-            f"the release has no model '{asked}'{did_you_mean(asked, MODELS)}; its models are {models}"
+            f"the release has no model '{asked}'; its models are {models}{did_you_mean(asked, MODELS)}"
         )
     found = next((name for name, released in MODELS.items() if released.is_shown_by(state)), None)
     if found is None:

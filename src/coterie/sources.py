@@ -5,6 +5,7 @@ same order each time, and never all of them in memory.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from io import BufferedIOBase
@@ -21,6 +22,8 @@ IMAGE_SUFFIXES = frozenset(Image.registered_extensions()) - {".palm", ".pdf", ".
 STANDARD_INPUT = "-"
 WILD = "*?["
 CHUNK = 2**16
+# Control characters but those that end lines, paths and columns, and the one that begins colours.
+NOT_IN_LISTS = bytes(set(range(32)) - set(b"\0\t\n\r\x1b"))
 
 Source = Path | StoredImage
 
@@ -29,13 +32,14 @@ def find_pictures(
     words: Iterable[str | Path], *, listed: BufferedIOBase | None = None, web: Limits | None = None
 ) -> Iterator[Source]:
     """The pictures that `words` name, in their order: files as given, and by name those below folders and
-    those that match patterns such as "photos/**/*.jpg".
+    those that match patterns such as "photos/**/*.jpg". What several words name comes once, with the first.
 
     Below folders and in patterns, pictures are known by their suffix, what begins with a dot is passed over,
     and links to folders are not followed. The word "-" stands for the paths in `listed`, each on a line or
-    before a NUL; one of those that is not there gives an error where it is read. Addresses http(s)://… are
-    downloaded within the limits `web`, and refused without them. Raises DataError, before the first picture,
-    for a word that names none, and for "-" without `listed`.
+    before a NUL, each as often as it stands there; one that is not there gives an error where it is read.
+    Addresses http(s)://… are downloaded within the limits `web`, and refused without them. Raises DataError,
+    before the first picture, for a word that names none, and for "-" without `listed`; where its turn comes,
+    for a `listed` that is no text.
     """
     checked = [os.fspath(word) for word in words]
     if checked.count(STANDARD_INPUT) > 1:
@@ -44,9 +48,11 @@ def find_pictures(
         raise DataError("a list of pictures on standard input is not read here; name files and folders")
     for word in checked:
         if word != STANDARD_INPUT and next(_pictures_at(word, web), None) is None:
-            kind = "pattern" if _is_pattern(word) else "folder"
-            verb = "matches" if kind == "pattern" else "holds"
-            raise DataError(f"{kind} {word} {verb} no picture (.jpg, .png, …)")
+            if not _is_pattern(word):
+                raise DataError(f"folder {word} holds no picture (.jpg, .png, …)")
+            base, _ = _divided(word)
+            reason = "no picture (.jpg, .png, …)" if base.is_dir() else f"nothing: there is no folder {base}"
+            raise DataError(f"pattern {word} matches {reason}")
     return _all_pictures(checked, listed, web)
 
 
@@ -71,12 +77,44 @@ class Unreachable(StoredImage):
 def _all_pictures(
     words: Sequence[str], listed: BufferedIOBase | None, web: Limits | None
 ) -> Iterator[Source]:
+    named = _Named(words)
     for word in words:
         if word != STANDARD_INPUT:
-            yield from _pictures_at(word, web)
+            yield from named.new(word, _pictures_at(word, web))
         elif listed is not None:
             for path in listed_paths(listed):
                 yield from _pictures_listed(path, web)
+
+
+class _Named:
+    """The pictures that several words could name: a hash of each, about 70 bytes.
+
+    Of words that lie apart, as two folders do, nothing is remembered.
+    """
+
+    def __init__(self, words: Iterable[str]) -> None:
+        self.starts = Counter(_start(word) for word in words)
+        self.above = {folder for start in self.starts for folder in start.parents}
+        self.seen: set[int] = set()
+
+    def new(self, word: str, pictures: Iterator[Source]) -> Iterator[Source]:
+        """Those of the `pictures` of `word` that no other word has named before."""
+        start = _start(word)
+        alone = self.starts[start] == 1 and start not in self.above
+        if alone and self.starts.keys().isdisjoint(start.parents):
+            yield from pictures
+            return
+        for picture in pictures:
+            # not resolved: a link is a name of its own
+            key = hash(picture.absolute() if isinstance(picture, Path) else str(picture))
+            if key not in self.seen:
+                self.seen.add(key)
+                yield picture
+
+
+def _start(word: str) -> Path:
+    """The file or folder that the pictures of a word are, or lie below."""
+    return (_divided(word)[0] if _is_pattern(word) else Path(word)).absolute()
 
 
 def _pictures_listed(path: str, web: Limits | None) -> Iterator[Source]:
@@ -103,13 +141,17 @@ def _pictures_at(word: str, web: Limits | None) -> Iterator[Source]:
         yield path
     elif _is_pattern(word):
         base, parts = _divided(word)
-        yield from _below(base, _Pattern(parts))
+        if base.is_dir():
+            yield from _below(base, _Pattern(parts))
     else:
         raise DataError(f"there is no picture or folder {word}")
 
 
 def listed_paths(stream: BufferedIOBase) -> Iterator[str]:
-    """The paths in a stream, each on a line, or ended by a NUL where the first one is."""
+    """The paths in a stream, each on a line, or ended by a NUL where the first one is.
+
+    DataError where it begins like a picture, or another file that is no text.
+    """
     rest, separator = b"", None
     while chunk := stream.read1(CHUNK):
         rest += chunk
@@ -118,9 +160,23 @@ def listed_paths(stream: BufferedIOBase) -> Iterator[str]:
             if not found:
                 continue
             separator = found[0]
+            _check_list(rest, separator)
         *whole, rest = rest.split(separator)
         yield from map(os.fsdecode, _not_empty(whole, separator))
+    if separator is None:
+        _check_list(rest, b"\n")
     yield from map(os.fsdecode, _not_empty([rest], separator))
+
+
+def _check_list(beginning: bytes, separator: bytes) -> None:
+    """DataError for bytes that no list of paths begins with: controls, and no file of the first name."""
+    if beginning.translate(None, NOT_IN_LISTS) == beginning:
+        return
+    if not _exists(Path(os.fsdecode(beginning.partition(separator)[0]))):
+        raise DataError(
+            "standard input holds a picture, or another file that is no text; - reads paths from there, each "
+            "on a line. Write the picture to a file, and name that"
+        )
 
 
 def _not_empty(paths: Iterable[bytes], separator: bytes | None) -> Iterator[bytes]:

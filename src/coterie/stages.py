@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -26,7 +27,7 @@ from coterie.diagnostics import (
     leaning_summary,
     strongest_pairs,
 )
-from coterie.errors import ConfigError, RunError, shortened
+from coterie.errors import ConfigError, CoterieError, RunError, counted, shortened
 from coterie.evaluation import Results, evaluation_splits, model_logits, to_scores
 from coterie.files import atomic_write, content_hash
 from coterie.logits import LogitsWriter, are_written
@@ -155,9 +156,11 @@ class Stages:
         return training
 
     def _train(self, jobs: Sequence[Job]) -> None:
-        """Do `jobs`; RunError at the end, when the others are finished, naming those that failed and why."""
+        """Do `jobs`; RunError at the end, when the others are finished, naming those that failed and why. An
+        error that ends all of them names those that had failed before.
+        """
         failures: list[Failed] = []
-        with Bars(self.console) as bars:
+        with Bars(self.console) as bars, _told_too(failures):
             for result in self._finished(jobs, bars):
                 if not isinstance(result, Training):
                     failures.append(result)
@@ -169,10 +172,9 @@ class Stages:
         if len(jobs) == 1 and failures:
             raise failures[0][1]
         if failures:
-            reasons = [f"{failed.name}: {error}" for failed, error in failures]
             raise RunError(
                 f"{len(failures)} of {len(jobs)} trainings failed; the others are finished and kept. Put "
-                "that right and start the run again:\n  " + "\n  ".join(reasons)
+                f"that right and start the run again:{_reasons(failures)}"
             )
 
     def _finished(self, jobs: Sequence[Job], bars: Bars) -> Iterator[Training | Failed]:
@@ -341,6 +343,24 @@ def training_key(
     if taught_by_it or training_settings(config, training).start == BASELINE:
         inputs[BASELINE] = dict(others).get(BASELINE)
     return content_hash(inputs)
+
+
+@contextlib.contextmanager
+def _told_too(failures: Sequence[Failed]) -> Iterator[None]:
+    """An error in the block tells of the `failures` before it, too."""
+    try:
+        yield
+    except Exception as error:
+        before = f"{counted(len(failures), 'training')} had failed before:{_reasons(failures)}"
+        if failures and isinstance(error, CoterieError):
+            raise RunError(f"{error}\n{before}") from error
+        if failures:
+            error.add_note(before)
+        raise
+
+
+def _reasons(failures: Iterable[Failed]) -> str:
+    return "".join(f"\n  {failed.name}: {error}" for failed, error in failures)
 
 
 def _percent(value: float | None) -> str:

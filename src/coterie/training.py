@@ -193,8 +193,8 @@ class _Group:
         training = job.training
         model = self.workshop.factory_of(job.settings).build(training.class_names, self._seed(training))
         if job.settings.start == "baseline":
-            baseline, _ = load_model(self.workshop.folder / BASELINE, self.workshop.factory.builder)
-            inherit_weights(model, baseline, self._columns(training), self.dataset.num_classes)
+            baseline, of_baseline = load_model(self.workshop.folder / BASELINE, self.workshop.factory.builder)
+            inherit_weights(model, baseline, training.class_names, of_baseline.class_names)
         return model
 
     def _frozen_part(self, models: Sequence[nn.Module]) -> Cut | None:

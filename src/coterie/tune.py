@@ -31,6 +31,11 @@ from coterie.tuning import (
 )
 
 SPLIT = "val"
+# what a temperature at an end of those that are tried says of the scores
+AT_BOUND = {
+    "highest": "the scores are far too sure, or hardly tell which labels an image has",
+    "lowest": "hardly a score is wrong on these images, and on others they will be too sure",
+}
 TUNED = ("baseline", "student")
 
 
@@ -154,12 +159,19 @@ def _conclusions(tuning: Tuning) -> list[str]:
             f"no threshold has the precision for {counted(len(tuning.unreached), 'class', 'classes')}, where "
             f"the strictest is taken: {shortened(tuning.unreached)}"
         )
+    if tuning.unlabelled:
+        lines.append(
+            f"{counted(len(tuning.unlabelled), 'class', 'classes')} with positives on {SPLIT} would label "
+            f"none of its images: {shortened(tuning.unlabelled)}"
+        )
     of = tuning.calibration
     lines.append(
         f"temperature {tuning.temperature:.3f}: calibration error {100 * of.error_before:.2f} -> "
         f"{100 * of.error_after:.2f} percent ({100 * of.error_cross_validated:.2f} cross-validated), Brier "
         f"score {of.brier_before:.4f} -> {of.brier_after:.4f} ({of.brier_cross_validated:.4f})"
     )
+    if (bound := tuning.temperature_bound) is not None:
+        lines.append(f"this temperature is the {bound} that is tried: {AT_BOUND[bound]}")
     return lines
 
 
@@ -186,7 +198,9 @@ def describe_tuning(tuning: Tuning) -> dict[str, Any]:
         "temperature": tuning.temperature,
         "calibration": asdict(tuning.calibration),
         "positives": dict(zip(tuning.class_names, tuning.positives.tolist(), strict=True)),
+        "temperature_bound": tuning.temperature_bound,
         "unreached": list(tuning.unreached),
+        "unlabelled": list(tuning.unlabelled),
         "choices": {
             name: {
                 "in_sample": choice.in_sample.summary(tuning.objective),

@@ -181,6 +181,19 @@ class Tuning:
         cuts: Floats = expit(self.choices[name or self.recommended].cuts / self.temperature)
         return cuts
 
+    @property
+    def unlabelled(self) -> tuple[str, ...]:
+        """The classes with positives that the recommended choice gives to no image seen."""
+        counts = self.choices[self.recommended].in_sample
+        without = counts.true_positives + counts.false_positives == 0
+        return tuple(self.class_names[column] for column in np.flatnonzero(without & (self.positives > 0)))
+
+    @property
+    def temperature_bound(self) -> Literal["lowest", "highest"] | None:
+        """Which end of `TEMPERATURES` the temperature lies at, where it does: a better one is beyond."""
+        lowest, highest = (math.isclose(self.temperature, end, rel_tol=1e-3) for end in TEMPERATURES)
+        return "lowest" if lowest else "highest" if highest else None
+
 
 @dataclass(frozen=True)
 class CalibrationCurve:

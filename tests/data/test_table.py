@@ -243,7 +243,9 @@ def test_given_classes_choose_columns(tmp_path: Path) -> None:
     assert data.class_names == ("bee", "ant")
     assert data.targets.tolist() == [[0, 1]]
     assert data.notes == ("1 column is none of the classes and not read: 'width'",)
-    assert "no column for 'ants' of the 1 classes; did you mean 'ant'?" in error(table, class_names=["ants"])
+    message = error(table, class_names=["ants"])
+    assert "no column for 'ants' of the 1 classes; add it, or " in message
+    assert message.endswith("; did you mean 'ant'?")
 
 
 def test_a_bad_value_in_a_class_column_names_column_image_and_line(tmp_path: Path) -> None:
@@ -298,7 +300,8 @@ def test_a_table_that_is_not_there_names_its_neighbour(tmp_path: Path) -> None:
         ("image,labels\na.jpg\n", "has 1 cell, but the header has 2"),
         ('image,labels\nb.jpg,cat\na.jpg,"cat\n', "cannot be read from line 3 on"),
         ("image,labels,labels\na.jpg,cat,dog\n", "stand twice: 'labels'"),
-        ("images,labels\na.jpg,cat\n", "its columns are 'images', 'labels'; did you mean 'images'?"),
+        ("images,labels\na.jpg,cat\n", "its columns are 'images', 'labels', and data.image_column names"),
+        ("images,labels\na.jpg,cat\n", "image paths; did you mean 'images'?"),
         ("image;labels\na.jpg;cat\n", "separate the columns by commas"),
         ("image,labels\na.jpg,cat\n,dog\n ,dog\n", "column 'image' of"),
         ("image,labels\na.jpg,cat\n,dog\n ,dog\n", "is empty in line 3, line 4"),

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from coterie import fonts
 from coterie.cli import main
 from coterie.explain.sheet import CELL, GAP
 from coterie.pipeline import Run
@@ -45,6 +46,19 @@ def test_the_maps_of_a_run_are_drawn_for_named_classes(
     with Image.open(tmp_path / "maps.png") as sheet:
         assert sheet.width == GAP + 5 * (CELL + GAP)
         assert sheet.height > 2 * CELL  # two rows
+
+
+def test_names_that_no_font_here_can_draw_are_noted_and_drawn(
+    explain: Command, finished_run: Run, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("coterie.fonts._system_fonts", lambda: ())
+    fonts._fallbacks.cache_clear()
+    cat = tmp_path / "猫.png"
+    cat.write_bytes((photos / "000.png").read_bytes())
+    status, output, _ = explain(finished_run.folder / "student", cat, "--out", tmp_path / "maps.png")
+    fonts._fallbacks.cache_clear()
+    assert status == 0
+    assert "note: no font here has 1 character of the names (猫): a box" in output.splitlines()[1]
 
 
 def test_a_folder_gets_a_sheet_for_each_picture_and_a_broken_one_is_named(

@@ -145,7 +145,7 @@ def test_a_long_name_stays_in_its_cell_and_keeps_its_score() -> None:
     inked = (sheet != PAPER).any(axis=(0, 2))
     assert inked[end - 25 : end].any()
     assert not inked[end:].any()
-    shown = module._shortened(caption, CELL, module._font(False))
+    shown = module._shortened(caption, CELL)
     assert shown.startswith("a class")
     assert shown.endswith("0.50")
     assert "…" in shown

@@ -33,17 +33,17 @@ def test_export_writes_each_form_and_says_how_far_it_is_off(
         "export", checkpoint, "--check", first, *others, "--out", tmp_path / "model.onnx"
     )
     assert outcome.status == 0
-    assert f"{tmp_path / 'model.onnx'}: 2.9 MB; its scores of 3 pictures are at most " in outcome.output
+    assert f"{tmp_path / 'model.onnx'}: 2.9 MB; its scores of 4 pictures are at most " in outcome.output
     assert description(tmp_path / "model.onnx")["class_names"] == list(NAMES)
 
-    outcome = coterie_command("export", checkpoint, "--to", "torch", "--out", tmp_path / "model.pt2")
+    outcome = coterie_command("export", checkpoint, "--format", "torch", "--out", tmp_path / "model.pt2")
     assert "its scores of 4 synthetic pictures are at most " in outcome.output
     files = {"coterie.json": ""}
     torch.export.load(tmp_path / "model.pt2", extra_files=files)
     assert json.loads(files["coterie.json"])["class_names"] == list(NAMES)
 
     outcome = coterie_command(
-        "export", checkpoint, "--to", "hub", "--license", "mit", "--out", tmp_path / "hub"
+        "export", checkpoint, "--format", "hub", "--license", "mit", "--out", tmp_path / "hub"
     )
     assert "`coterie push" in outcome.output
     assert load_classifier(tmp_path / "hub").class_names == NAMES
@@ -62,7 +62,7 @@ def test_what_export_cannot_do_is_one_message(
 
     assert f"--out {tmp_path} is a folder; name a file" in refused(checkpoint, "--out", tmp_path)
     assert "--check is for onnx and torch" in refused(
-        checkpoint, "--to", "hub", "--check", tmp_path, "--out", tmp_path / "hub"
+        checkpoint, "--format", "hub", "--check", tmp_path, "--out", tmp_path / "hub"
     )
     assert "--license is for the model card" in refused(
         checkpoint, "--license", "mit", "--out", tmp_path / "m.onnx"

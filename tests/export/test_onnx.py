@@ -14,6 +14,7 @@ import onnx
 import onnxruntime
 import pytest
 from PIL import Image
+from scipy.special import expit, logit
 
 import coterie.extras
 from coterie.errors import ConfigError, DataError, ExportError
@@ -79,8 +80,9 @@ def test_a_file_gives_the_scores_and_labels_of_the_checkpoint_in_batches_of_any_
     model = session(path)
     for count in (1, 3):
         pixels = pixels_of(count)
-        scores, labels = model.run(["scores", "labels"], {"pixels": pixels})
+        scores, labels, logits = model.run(["scores", "labels", "logits"], {"pixels": pixels})
         np.testing.assert_allclose(scores, scores_of(predictor, pixels), atol=1e-5)
+        np.testing.assert_allclose(scores, expit(logits / TEMPERATURE), atol=1e-6)
         assert labels.tolist() == (scores > LIMITS).tolist()
     assert np.ptp(scores, axis=0).max() > 1e-3  # pictures differ, or the comparison says nothing
 
@@ -120,7 +122,7 @@ def test_the_file_is_valid_and_says_how_it_is_used(exported: Path, predictor: Pr
     dimensions = [size.dim_param or size.dim_value for size in given.type.tensor_type.shape.dim]
     assert (given.name, dimensions) == ("pixels", ["batch", 3, 64, 64])
     assert given.type.tensor_type.elem_type == onnx.TensorProto.UINT8
-    assert [output.name for output in model.graph.output] == ["scores", "labels"]
+    assert [output.name for output in model.graph.output] == ["scores", "labels", "logits"]
     about = description(exported)
     assert about["class_names"] == list(NAMES)
     assert about["thresholds"] == list(THRESHOLDS)
@@ -137,21 +139,27 @@ def test_a_file_names_nothing_of_the_machine_it_was_written_on(exported: Path) -
 
 
 def photo_files(folder: Path) -> list[Path]:
-    """Photographs that need the whole preprocessing: larger than the network's square, turned, with alpha."""
+    """Photographs that need the whole preprocessing: larger than the network's square, turned, with alpha,
+    of 16 bits.
+    """
     folder.mkdir()
-    paths = [folder / "plain.png", folder / "turned.jpg", folder / "clear.png"]
+    paths = [folder / name for name in ("plain.png", "turned.jpg", "clear.png", "deep.png")]
     pixels = synthetic_pictures(90)
     Image.fromarray(pixels[2]).resize((150, 80)).save(paths[0])
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(pixels[2]).resize((70, 100)).save(paths[1], exif=exif)
     Image.fromarray(pixels[1]).convert("RGBA").save(paths[2])
+    Image.fromarray(np.linspace(0, 65535, 90 * 70).reshape(90, 70).astype(np.uint16)).save(paths[3])
     return paths
 
 
-def run_example(model: Path, photos: list[Path]) -> dict[tuple[str, str], float]:
+def run_example(model: Path, photos: list[Path]) -> subprocess.CompletedProcess[str]:
     words = [sys.executable, "-c", WITHOUT_US, EXAMPLE, model, *photos]
-    done = subprocess.run([str(word) for word in words], capture_output=True, text=True, check=False)
+    return subprocess.run([str(word) for word in words], capture_output=True, text=True, check=False)
+
+
+def printed_scores(done: subprocess.CompletedProcess[str]) -> dict[tuple[str, str], float]:
     assert done.returncode == 0, done.stderr
     rows = [line.split("\t") for line in done.stdout.splitlines()]
     return {(photo, name): float(score) for photo, name, score in rows}
@@ -161,14 +169,22 @@ def test_the_example_gives_what_predict_gives_without_torch_and_without_us(
     exported: Path, predictor: Predictor, tmp_path: Path
 ) -> None:
     photos = photo_files(tmp_path / "photos")
-    printed = run_example(exported, photos)
+    printed = printed_scores(run_example(exported, photos))
     expected = {
         (prediction.image, label): prediction.scores[label]
         for prediction in predictor.predict(photos)
         for label in prediction.labels
     }
-    assert expected
+    assert {photo for photo, _ in expected} >= {str(photos[0]), str(photos[3])}
     assert printed == pytest.approx(expected, abs=2e-6)
+
+
+def test_the_example_says_in_one_line_what_it_cannot_read(exported: Path, tmp_path: Path) -> None:
+    photo = photo_files(tmp_path / "photos")[0]
+    photo.write_bytes(photo.read_bytes()[:-400])
+    done = run_example(exported, [photo])
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.fullmatch(rf"{re.escape(str(photo))} cannot be read: .*truncated.*\n", done.stderr)
 
 
 def test_the_example_is_as_short_as_it_says() -> None:
@@ -186,26 +202,28 @@ def test_a_file_whose_scores_differ_is_refused_and_the_old_one_stays(
     truth = predictor.scores(list(synthetic_pictures(64)))
 
     def other(_self: Predictor, pictures: list[np.ndarray]) -> np.ndarray:
-        wrong = truth[: len(pictures)].copy()
+        wrong = truth[: len(pictures)].astype(np.float64)
         wrong[2, 1] += 0.01
-        return wrong
+        logits: np.ndarray = TEMPERATURE * logit(wrong)
+        return logits
 
-    monkeypatch.setattr(Predictor, "scores", other)
+    monkeypatch.setattr(Predictor, "logits", other)
     message = rf"score of '<b>bold</b>' is {truth[2, 1]:.6f}, that of the checkpoint {truth[2, 1] + 0.01:.6f}"
     with pytest.raises(ExportError, match=message):
         export_onnx(predictor, path)
     assert path.read_bytes() == b"the file before"
     assert list(tmp_path.iterdir()) == [path]
-    assert export_onnx(predictor, path, tolerance=0.011).largest_difference == pytest.approx(0.01, abs=1e-4)
+    assert export_onnx(predictor, path, tolerance=0.02).largest_difference == pytest.approx(0.01, abs=1e-4)
 
 
 def test_scores_that_are_no_numbers_and_labels_that_are_not_their_scores_are_refused(
     predictor: Predictor,
 ) -> None:
+    logits = predictor.logits(list(synthetic_pictures(64))).astype(np.float32)
     scores = predictor.scores(list(synthetic_pictures(64)))
 
     def answers(broken: np.ndarray, labels: np.ndarray) -> checking.Exported:
-        return lambda pixels: (broken[: len(pixels)], labels[: len(pixels)])
+        return lambda pixels: (broken[: len(pixels)], labels[: len(pixels)], logits[: len(pixels)])
 
     lost = scores.copy()
     lost[0, 0] = np.nan
@@ -215,6 +233,25 @@ def test_scores_that_are_no_numbers_and_labels_that_are_not_their_scores_are_ref
         checking.check(answers(scores, scores > 0.3), predictor)
     with pytest.raises(ExportError, match=r"scores \[4, 2\], not \[4, 5\]"):
         checking.check(answers(scores[:, :2], scores > LIMITS), predictor)
+
+
+def test_logits_differ_where_scores_are_all_one(
+    predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In float32, sigmoid(40) is sigmoid(60)."""
+    truth = np.full((4, 5), 40.0)
+    monkeypatch.setattr(Predictor, "logits", lambda _self, pictures: truth[: len(pictures)])
+
+    def exported(logit: float) -> checking.Exported:
+        def answer(pixels: np.ndarray) -> checking.Answers:
+            logits = np.full((len(pixels), 5), logit, np.float32)
+            return expit(logits), np.ones_like(logits, bool), logits
+
+        return answer
+
+    assert checking.check(exported(40.01), predictor).largest_difference < 1e-9
+    with pytest.raises(ExportError, match=r"its logit of '.*' is 40\.25.*, that of the checkpoint 40\.0"):
+        checking.check(exported(40.25), predictor)
 
 
 def test_a_picture_that_cannot_be_read_ends_the_check(predictor: Predictor, tmp_path: Path) -> None:
@@ -236,7 +273,7 @@ def test_weights_beyond_what_a_file_holds_are_said_before_the_work(
 ) -> None:
     monkeypatch.setattr("coterie.export.onnx.MOST_BYTES", 1000)
     with pytest.raises(
-        ExportError, match=r"the weights take 0\.0 GB, and one ONNX file holds 2; use --to torch"
+        ExportError, match=r"the weights take 0\.0 GB, and one ONNX file holds 2; use --format torch"
     ):
         export_onnx(predictor, tmp_path / "model.onnx")
 

@@ -23,7 +23,7 @@ sys.modules["coterie"] = sys.modules["timm"] = None
 import json, numpy, torch
 files = {"coterie.json": ""}
 program = torch.export.load(sys.argv[1], extra_files=files).module()
-scores, labels = program(torch.from_numpy(numpy.load(sys.argv[2])))
+scores, labels, _ = program(torch.from_numpy(numpy.load(sys.argv[2])))
 print(json.dumps([scores.tolist(), labels.tolist(), json.loads(files["coterie.json"])["class_names"]]))
 """
 
@@ -38,7 +38,7 @@ def test_a_program_gives_the_scores_of_the_checkpoint_in_batches_of_any_size(
     module = torch.export.load(path).module()
     for count in (1, 3):
         pixels = np.random.default_rng(2).integers(0, 256, (count, 3, 64, 64), np.uint8)
-        scores, labels = module(torch.from_numpy(pixels))
+        scores, labels, _ = module(torch.from_numpy(pixels))
         np.testing.assert_allclose(scores.detach(), scores_of(predictor, pixels), atol=1e-5)
         assert labels.tolist() == (scores > torch.tensor(THRESHOLDS)).tolist()
 
@@ -59,8 +59,8 @@ def test_a_program_runs_where_we_are_not_installed(tmp_path: Path) -> None:
 
 def test_a_program_with_other_scores_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     predictor = small_predictor(tmp_path / "checkpoint")
-    truth = Predictor.scores
-    monkeypatch.setattr(Predictor, "scores", lambda self, pictures: truth(self, pictures) - 0.2)
+    truth = Predictor.logits
+    monkeypatch.setattr(Predictor, "logits", lambda self, pictures: truth(self, pictures) - 0.2)
     with pytest.raises(ExportError, match="the exported model is another"):
         export_program(predictor, tmp_path / "model.pt2")
     assert not (tmp_path / "model.pt2").exists()

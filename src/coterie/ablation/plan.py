@@ -170,10 +170,9 @@ class _Planner:
         """The trainings of which the row's model is made, and those that it learns from."""
         models = measured_models(config)
         if row.model not in models:
-            hint = did_you_mean(row.model, models)
             raise ConfigError(
-                f"this run has no model '{row.model}'{hint or '; it has ' + ', '.join(models)}. "
-                "Choose rows with --rows, or change the settings"
+                f"this run has no model '{row.model}', it has {', '.join(models)}; choose rows with --rows, "
+                f"or change the settings{did_you_mean(row.model, models)}"
             )
         is_student = row.model == "student"
         kinds = tuple(branch_weights(config)) if is_student else models[row.model]

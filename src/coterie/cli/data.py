@@ -65,6 +65,7 @@ def partition(
     from coterie.config import load_config
     from coterie.diagnose import show_partition
     from coterie.drawing import check_picture, draw_partitions, write_picture
+    from coterie.fonts import missing_note
     from coterie.preparation import (
         REPEATS,
         diagnose_partitions,
@@ -91,4 +92,7 @@ def partition(
             say(console, f"written to {out / f'{kind}.json'} and .svg")
     if picture is not None:
         write_picture(draw_partitions(training_graph(dataset), list(partitions.values())), picture)
+        # in SVG, what shows it brings the fonts
+        if picture.suffix.lower() != ".svg" and (missing := missing_note(dataset.class_names)):
+            say(console, f"note: {missing}")
         say(console, f"written to {picture}")

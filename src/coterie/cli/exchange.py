@@ -62,7 +62,7 @@ def import_command(
 def export(
     path: RunOrCheckpoint,
     out: Annotated[Path, typer.Option(help="The file to write; for the Hub, the folder.")],
-    to: Annotated[
+    format: Annotated[
         ExportForm, typer.Option(help="One ONNX file, a torch.export program, or a folder for the Hub.")
     ] = ExportForm.ONNX,
     check: Annotated[
@@ -85,7 +85,7 @@ def export(
     from coterie.models.factory import import_builder
     from coterie.predictor import find_checkpoint, find_images, load_classifier
 
-    if to is ExportForm.HUB:
+    if format is ExportForm.HUB:
         if check:
             raise ConfigError("--check is for onnx and torch: the folder for the Hub holds the same weights")
         write_hub_folder(find_checkpoint(path), out, license)
@@ -94,11 +94,11 @@ def export(
         )
         return
     if license is not None:
-        raise ConfigError("--license is for the model card of --to hub")
+        raise ConfigError("--license is for the model card of --format hub")
     if out.is_dir():
         raise ConfigError(f"--out {out} is a folder; name a file")
     predictor = load_classifier(path, import_builder(model) if model else None)
-    write = export_onnx if to is ExportForm.ONNX else export_program
+    write = export_onnx if format is ExportForm.ONNX else export_program
     agreement = write(predictor, out, find_images(check or ()), tolerance)
     of = "pictures" if check else "synthetic pictures"
     typer.echo(

@@ -115,6 +115,7 @@ def explain(
 
     from coterie.explain.columns import find_models
     from coterie.explain.sheet import write_sheets
+    from coterie.fonts import missing_note
     from coterie.models.factory import import_builder
     from coterie.predictor import find_images, load_classifier
     from coterie.progress import say
@@ -134,6 +135,9 @@ def explain(
         written, failures = write_sheets(models, found, out, classes, top, count)
     if written:
         say(console, f"written to {written[0] if len(written) == 1 else out}")
+        shown = classes or models.main.predictor.class_names
+        if note := missing_note([*shown, *(picture.name for picture in found)]):
+            say(console, f"note: {note}")
     if failures:
         raise DataError(
             f"{len(failures):,} of {counted(len(found), 'picture')} cannot be read; the first: "

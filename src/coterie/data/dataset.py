@@ -162,7 +162,7 @@ class MultiLabelDataset:
         if missing:
             hint = did_you_mean(missing[0], self.class_names)
             known = shortened(self.class_names)
-            raise DataError(f"{self.name} has no class {shortened(missing)}{hint}; its classes are {known}")
+            raise DataError(f"{self.name} has no class {shortened(missing)}; its classes are {known}{hint}")
         columns = [self.class_names.index(name) for name in class_names]
         return replace(self, targets=self.targets[:, columns], class_names=tuple(class_names))
 

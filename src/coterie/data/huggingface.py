@@ -137,8 +137,9 @@ def _check_columns(rows: Any, name: str, columns: Sequence[str]) -> None:
     for setting, column in zip(("image_column", "labels_column"), columns, strict=True):
         if column not in rows.column_names:
             raise DataError(
-                f"dataset {name} has no column '{column}'{did_you_mean(column, rows.column_names)}; its "
-                f"columns are {shortened(rows.column_names, 10)}, and data.{setting} names one of them"
+                f"dataset {name} has no column '{column}'; its columns are "
+                f"{shortened(rows.column_names, 10)}, and data.{setting} names one of them"
+                f"{did_you_mean(column, rows.column_names)}"
             )
     if not len(rows):
         raise DataError(f"dataset {name} has a split without rows")

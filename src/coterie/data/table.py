@@ -178,10 +178,10 @@ def _image_ids(table: _Table, image_column: str) -> list[str]:
         names = list(table.columns)
         hint = did_you_mean(image_column, names)
         if len(names) == 1 and any(mark in names[0] for mark in ";\t|"):
-            hint += "; separate the columns by commas, or by tabs in a .tsv file"
+            hint = "; separate the columns by commas, or by tabs in a .tsv file"
         raise DataError(
-            f"{table.path} has no column '{image_column}'; its columns are {shortened(names, 10)}{hint}; "
-            "data.image_column names the column of image paths"
+            f"{table.path} has no column '{image_column}'; its columns are {shortened(names, 10)}, and "
+            f"data.image_column names the column of image paths{hint}"
         )
     for cell, place in zip(table.columns[image_column], table.places, strict=True):
         if not isinstance(cell, str | int | None):
@@ -350,8 +350,8 @@ def _check_class_columns(
     missing = [name for name in classes if name not in table.columns]
     if missing:
         raise DataError(
-            f"{table.path} has no column for {shortened(missing)} of the {len(classes)} classes"
-            f"{did_you_mean(missing[0], found)}; add it, or name labels in a column '{labels_column}'"
+            f"{table.path} has no column for {shortened(missing)} of the {len(classes)} classes; add it, or "
+            f"name labels in a column '{labels_column}'{did_you_mean(missing[0], found)}"
         )
     if "" in classes:
         number = list(table.columns).index("") + 1

@@ -288,8 +288,8 @@ def _json_entry(sample: _Sample, text: str, labels_column: str) -> dict[str, Any
     entry = _json(sample, text)
     if labels_column not in entry:
         raise DataError(
-            f"the json of sample {sample} has no '{labels_column}'{did_you_mean(labels_column, entry)}; its "
-            f"keys are {shortened(list(entry))}, and data.labels_column names the one of the labels"
+            f"the json of sample {sample} has no '{labels_column}'; its keys are {shortened(list(entry))}, "
+            f"and data.labels_column names the one of the labels{did_you_mean(labels_column, entry)}"
         )
     return entry
 

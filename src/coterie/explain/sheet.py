@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
+from coterie import fonts
 from coterie.data.dataset import UnreadableImage
 from coterie.errors import ConfigError, counted
 from coterie.explain.colours import heat_colours
@@ -198,15 +199,18 @@ def _write(
     bold: bool = False,
 ) -> None:
     """One line of text, no wider than `width`."""
-    font = _font(bold)
-    draw.text(place, _shortened(text, width, font), fill=colour, font=font)
+    left, top = place
+    baseline = top + _font(fonts.built_in_font(bold)).getmetrics()[0]
+    for path, part in fonts.runs(_shortened(text, width, bold), bold):
+        draw.text((left, baseline), part, fill=colour, font=_font(path), anchor="ls")
+        left += round(_font(path).getlength(part))
 
 
-def _shortened(text: str, width: int, font: ImageFont.FreeTypeFont) -> str:
+def _shortened(text: str, width: int, bold: bool = False) -> str:
     """The text on one line, cut in the middle where it is wider than `width` pixels: its end has a score."""
-    text = " ".join(text.split())
+    text = " ".join("".join(c for c in text if c not in fonts.VARIATION_SELECTORS).split())
     shown, keep = text, len(text)
-    while keep > 2 and font.getlength(shown) > width:
+    while keep > 2 and sum(_font(path).getlength(part) for path, part in fonts.runs(shown, bold)) > width:
         keep -= 1
         tail = min(keep // 2, 8)
         shown = f"{text[: keep - tail].rstrip()}…{text[len(text) - tail :]}"
@@ -214,12 +218,8 @@ def _shortened(text: str, width: int, font: ImageFont.FreeTypeFont) -> str:
 
 
 @functools.cache
-def _font(bold: bool) -> ImageFont.FreeTypeFont:
-    """The font that comes with matplotlib: it has Latin, Greek, Cyrillic and more."""
-    from matplotlib import get_data_path
-
-    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-    return ImageFont.truetype(str(Path(get_data_path()) / "fonts" / "ttf" / name), TEXT)
+def _font(path: Path) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(str(path), TEXT)
 
 
 def _free_name(picture: Path, taken: set[str]) -> str:

@@ -21,7 +21,7 @@ from coterie.predictor import Predictor
 METADATA_KEY = "coterie"
 METADATA_FILE = "coterie.json"
 INPUT = "pixels"
-OUTPUTS = ("scores", "labels")
+OUTPUTS = ("scores", "labels", "logits")
 RESIZE = (
     "turn upright by EXIF, convert to RGB, resize the whole picture to image_size x image_size (the aspect "
     "ratio is not kept) by bilinear interpolation with antialiasing, as Pillow's BILINEAR"
@@ -29,8 +29,8 @@ RESIZE = (
 
 
 class ExportedClassifier(nn.Module):
-    """Pixels uint8 [B, 3, S, S] (RGB) -> scores float32 [B, C] in 0..1, and labels bool [B, C]: the scores
-    above the thresholds.
+    """Pixels uint8 [B, 3, S, S] (RGB) -> scores float32 [B, C] in 0..1, labels bool [B, C]: the scores above
+    the thresholds, and logits float32 [B, C], of which the scores are made.
     """
 
     thresholds: Tensor
@@ -42,10 +42,10 @@ class ExportedClassifier(nn.Module):
         self.temperature = checkpoint.temperature
         self.register_buffer("thresholds", torch.tensor(checkpoint.class_thresholds()))  # [C]
 
-    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         logits = self.model(self.preprocessing.normalize(pixels)).float()
         scores = (logits / self.temperature).sigmoid()
-        return scores, scores > self.thresholds
+        return scores, scores > self.thresholds, logits
 
 
 def describe(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -60,7 +60,8 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "std": list(checkpoint.preprocessing.std),
         "resize": RESIZE,
         "input": f"{INPUT}: uint8 [batch, 3, image_size, image_size], RGB; mean and std are applied inside",
-        "outputs": "scores: float32 [batch, classes] in 0..1; labels: bool, the scores above thresholds",
+        "outputs": "scores: float32 [batch, classes] in 0..1, sigmoid(logits / temperature); labels: bool, "
+        "the scores above thresholds; logits: float32",
         "weights_sha256": checkpoint.weights_sha256,
         "coterie_version": version("coterie"),
     }

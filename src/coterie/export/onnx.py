@@ -36,7 +36,8 @@ def export_onnx(
     size = sum(tensor.nbytes for tensor in predictor.model.state_dict().values())
     if size > MOST_BYTES:
         raise ExportError(
-            f"the weights take {size / 1e9:.1f} GB, and one ONNX file holds 2; use --to torch for this model"
+            f"the weights take {size / 1e9:.1f} GB, and one ONNX file holds 2; use --format torch for this "
+            "model"
         )
     model = _convert(predictor)
     entry = model.metadata_props.add()
@@ -56,7 +57,7 @@ def _convert(predictor: Predictor) -> ModelProto:
             )
     except Exception as error:  # any of the exporter's own errors
         reason = str(error).strip().splitlines()[0]
-        raise ExportError(f"the model cannot be written as ONNX: {reason}; try --to torch") from None
+        raise ExportError(f"the model cannot be written as ONNX: {reason}; try --format torch") from None
     assert converted is not None
     model: ModelProto = converted.model_proto
     _tidy(model)

@@ -8,11 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch.export import load, save
 
-from coterie.export.checking import TOLERANCE, Agreement, Pixels, check
+from coterie.export.checking import TOLERANCE, Agreement, Answers, Pixels, check
 from coterie.export.model import METADATA_FILE, describe, quiet, trace
 from coterie.files import atomic_write
 from coterie.predictor import Predictor
@@ -35,9 +34,9 @@ def export_program(
         loaded = load(io.BytesIO(content)).module()
 
     @torch.no_grad()
-    def run(pixels: Pixels) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
-        scores, labels = loaded(torch.from_numpy(np.ascontiguousarray(pixels)))
-        return scores.numpy(), labels.numpy()
+    def run(pixels: Pixels) -> Answers:
+        scores, labels, logits = loaded(torch.from_numpy(np.ascontiguousarray(pixels)))
+        return scores.numpy(), labels.numpy(), logits.numpy()
 
     agreement = check(run, predictor, pictures, tolerance)
     atomic_write(Path(out), content)
