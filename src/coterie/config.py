@@ -180,6 +180,11 @@ class DataConfig(Section):
     on_corrupt: Literal["error", "skip"] = Field(
         "error", description="what to do with an image that cannot be read"
     )
+    on_overlap: Literal["error", "skip", "keep"] = Field(
+        "error",
+        description="what to do with a training image that is measured too, byte by byte; skip leaves it out "
+        "of the training",
+    )
     cache_gb: float = Field(2.0, ge=0, description="keep the resized images in memory if they fit into this")
     disk_cache_gb: float = Field(
         0.0,

@@ -48,14 +48,16 @@ class Training:
 class Inputs:
     """What a run is made from and its config only points to.
 
-    `fingerprint`: of the data, without the images whose ids are `unreadable`. `start_sha256`: of the file
-    `model.weights`. `words_sha256`: of the file `model.word_vectors`.
+    `fingerprint`: of the data, without the images whose ids are `unreadable`. `overlapping`: the ids of the
+    training images that are measured too. `start_sha256`: of the file `model.weights`. `words_sha256`: of the
+    file `model.word_vectors`.
     """
 
     fingerprint: str
     start_sha256: str | None = None
     words_sha256: str | None = None
     unreadable: tuple[str, ...] = ()
+    overlapping: tuple[str, ...] = ()
 
 
 class RunFolder:
@@ -141,7 +143,8 @@ class RunFolder:
             return None
         values = {field.name: content[field.name] for field in fields(Inputs) if field.name in content}
         try:
-            return Inputs(**values | {"unreadable": tuple(content.get("unreadable", ()))})
+            ids = {name: tuple(content.get(name, ())) for name in ("unreadable", "overlapping")}
+            return Inputs(**values | ids)
         except TypeError as error:
             raise self._damaged(str(error)) from None
 
