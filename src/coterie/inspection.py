@@ -14,6 +14,7 @@ from rich.text import Text
 
 from coterie.config import Config
 from coterie.data.dataset import PRESENT, UNKNOWN, MultiLabelDataset
+from coterie.data.overlap import same_bytes
 from coterie.data.presence import missing_images, repeated_images
 from coterie.data.reading import format_of, read_dataset
 from coterie.data.splits import ensure_splits, filter_classes
@@ -92,7 +93,7 @@ def inspect_data(config: Config, pairs: int = 10, same_content: bool = False) ->
     found = np.delete(np.arange(len(dataset)), missing)
     twice = repeated_images(dataset)
     if same_content:
-        groups = same_content(dataset.subset(found).images)
+        groups = same_bytes(dataset.subset(found).images)
         again = {(int(found[first]), int(found[other])) for first, *others in groups for other in others}
         twice = sorted({*twice, *again})
     ranks = {"train": 0, "val": 1}

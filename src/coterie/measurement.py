@@ -15,7 +15,7 @@ from coterie.checkpoint import INFO_FILE, Checkpoint
 from coterie.class_mapping import SAME, ClassMapping, map_classes, read_mapping, same_classes
 from coterie.config import Config, parse_words, validate_config
 from coterie.data.dataset import PRESENT, MultiLabelDataset
-from coterie.data.overlap import same_content
+from coterie.data.overlap import same_bytes
 from coterie.data.presence import missing_images, places_of
 from coterie.data.reading import drops_unlabelled, format_of, read_dataset, read_split
 from coterie.data.splits import ensure_splits
@@ -181,9 +181,8 @@ def _trained_on(checkpoint: Checkpoint, dataset: MultiLabelDataset) -> tuple[lis
     try:
         _check_own_data(settings)
         trained = read_dataset(settings.data, settings.seed)
-        trained = ensure_splits(
-            trained, settings.data.val_fraction, settings.data.test_fraction, settings.seed
-        )
+        val_fraction, test_fraction = settings.data.val_fraction, settings.data.test_fraction
+        trained = ensure_splits(trained, val_fraction, test_fraction, settings.seed)
         trained = trained.subset(trained.indices("train"))
     except CoterieError as error:  # they are gone, or others by now
         return [], f"images of the training may be among the measured; its data cannot be read: {error}"
@@ -211,7 +210,7 @@ def _same_bytes(dataset: MultiLabelDataset, trained: MultiLabelDataset) -> set[s
     side = np.arange(len(images)) < len(dataset)
     return {
         dataset.image_ids[position]
-        for group in same_content(images, side)
+        for group in same_bytes(images, side)
         for position in group
         if side[position]
     }

@@ -11,7 +11,7 @@ import pytest
 
 import coterie.data.overlap
 from coterie.data.dataset import ImageSource, MultiLabelDataset
-from coterie.data.overlap import END, Twin, check_twins, find_twins, same_content, settle_twins
+from coterie.data.overlap import END, Twin, check_twins, find_twins, same_bytes, settle_twins
 from coterie.data.webdataset import TarImage
 from coterie.errors import DataError
 
@@ -37,16 +37,16 @@ def dataset(images: Sequence[ImageSource], splits: str) -> MultiLabelDataset:
 def test_groups_are_of_equal_bytes_in_order(tmp_path: Path) -> None:
     large = bytes(END) * 3
     paths = files(tmp_path, b"b", b"a", large + b"1", b"b", b"1" + large, large + b"1", b"b", b"")
-    assert same_content(paths) == [[0, 3, 6], [2, 5]]
+    assert same_bytes(paths) == [[0, 3, 6], [2, 5]]
 
 
 def test_pictures_that_differ_in_their_beginning_alone_differ(tmp_path: Path) -> None:
-    assert same_content(files(tmp_path, b"a" + bytes(END), b"b" + bytes(END))) == []
+    assert same_bytes(files(tmp_path, b"a" + bytes(END), b"b" + bytes(END))) == []
 
 
 def test_with_sides_only_groups_of_both_count(tmp_path: Path) -> None:
     paths = files(tmp_path, b"b", b"b", b"a", b"c", b"a")
-    assert same_content(paths, np.array([True, True, True, False, False])) == [[2, 4]]
+    assert same_bytes(paths, np.array([True, True, True, False, False])) == [[2, 4]]
 
 
 def test_a_file_is_read_whole_only_where_size_and_end_are_those_of_another(
@@ -60,7 +60,7 @@ def test_a_file_is_read_whole_only_where_size_and_end_are_those_of_another(
         return digest(source)  # type: ignore[arg-type]
 
     monkeypatch.setattr(coterie.data.overlap, "_digest", watched)
-    same_content(files(tmp_path, b"aa", b"bb", b"a", b"a", b"ccc"))
+    same_bytes(files(tmp_path, b"aa", b"bb", b"a", b"a", b"ccc"))
     assert sorted(whole) == ["2.bin", "3.bin"]
 
 
@@ -68,17 +68,17 @@ def test_files_members_of_archives_and_arrays_are_compared(tmp_path: Path) -> No
     (archive,) = files(tmp_path, b"..ab..ab")
     members = [TarImage(archive, "1", 2, 2), TarImage(archive, "2", 6, 2)]
     (tmp_path / "alone").write_bytes(b"ab")
-    assert same_content([*members, tmp_path / "alone"]) == [[0, 1, 2]]
+    assert same_bytes([*members, tmp_path / "alone"]) == [[0, 1, 2]]
     arrays = np.zeros((3, 2, 2, 3), np.uint8)
     arrays[1, 0, 0] = 1
-    assert same_content(arrays) == [[0, 2]]
+    assert same_bytes(arrays) == [[0, 2]]
 
 
 def test_what_is_no_file_is_passed_over_without_opening_it(tmp_path: Path) -> None:
     for name in ("pipe1", "pipe2"):
         os.mkfifo(tmp_path / name)
     paths = [tmp_path / "pipe1", tmp_path / "pipe2", Path("/dev/zero"), Path("/dev/zero"), tmp_path / "gone"]
-    assert same_content([*paths, *files(tmp_path, b"a", b"a")]) == [[5, 6]]
+    assert same_bytes([*paths, *files(tmp_path, b"a", b"a")]) == [[5, 6]]
 
 
 def test_twins_are_of_training_and_of_what_is_measured(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ class Twin:
     split: str
 
 
-def same_content(images: Images, side: npt.NDArray[np.bool_] | None = None) -> list[list[int]]:
+def same_bytes(images: Images, side: npt.NDArray[np.bool_] | None = None) -> list[list[int]]:
     """The groups of positions whose pictures have the same bytes, in order; those that cannot be read have
     none. `side` [N]: only groups with pictures of both sides are looked for.
 
@@ -59,7 +59,7 @@ def find_twins(dataset: MultiLabelDataset) -> list[Twin]:
     part = dataset.subset(chosen)
     trained = part.splits == "train"
     twins = []
-    for group in same_content(part.images, trained):
+    for group in same_bytes(part.images, trained):
         first = next(position for position in group if trained[position])
         twins += [
             Twin(part.image_ids[first], part.image_ids[position], str(part.splits[position]))
