@@ -26,6 +26,7 @@ from pydantic import (
 from coterie.errors import ConfigError, either, listed
 from coterie.labels.partition import METHODS
 from coterie.recipe import read_layers, read_yaml, recipe_comment
+from coterie.untrusted import parse_yaml
 
 BASELINE, STUDENT = "baseline", "student"
 ROLES = (BASELINE, "teacher", STUDENT)
@@ -579,14 +580,28 @@ def load_config(
     """The config from a recipe (a shipped name or a YAML file), then `settings`, then `key=value` words.
 
     Later values win. `recipe=NAME` may also stand among the words. Raises ConfigError, naming the key
-    and the nearest right one, where a key is unknown or a value does not fit.
+    and the nearest right one, where a key is unknown or a value does not fit, and where code for the model is
+    named by the recipe alone.
     """
     overrides = parse_words(words)
     recipe = overrides.pop("recipe", recipe)
     values = recipe_values(recipe) if recipe is not None else {}
+    code = _code_in(values)
     for new in (settings or {}, overrides):
         _merge(values, _spelt_out(new))
+    if code is not None and _code_in(overrides) is None and _code_in(values) == code:
+        raise ConfigError(
+            f"recipe {recipe} names code to run, model.name={code}; no file is followed there. If you know "
+            f"that code, name it yourself: model={code}"
+        )
     return validate_config(values)
+
+
+def _code_in(values: Mapping[str, Any]) -> str | None:
+    """The function `module:function` that would be imported to build the model, None without one."""
+    model = values.get("model")
+    name = model.get("name") if isinstance(model, Mapping) else None
+    return name if isinstance(name, str) and ":" in name else None
 
 
 def recipe_values(recipe: str | Path) -> dict[str, Any]:
@@ -694,8 +709,8 @@ def _parse(key: str, text: str) -> Any:
         # a shell leaves the tilde of key=~/file alone
         return str(Path(text).expanduser()) if text.startswith("~/") else text
     try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError):
+        return parse_yaml(text)
+    except ValueError:
         raise ConfigError(f"the value of '{key}' cannot be read: {text}") from None
 
 

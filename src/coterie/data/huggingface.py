@@ -109,7 +109,7 @@ def _load(source: str, configuration: str | None, revision: str | None) -> tuple
             loaded = datasets.load_dataset("parquet", data_files=str(path))
         else:
             loaded = datasets.load_dataset(source, configuration, revision=revision)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+    except Exception as error:  # by what is wrong the library raises nearly anything
         where = "" if path.exists() else " (there is no such file or folder, so it was looked for on the Hub)"
         reason = str(error).strip() or type(error).__name__
         raise DataError(f"dataset {source} cannot be loaded{where}: {reason}") from None
