@@ -1,7 +1,7 @@
 """Known weaknesses of the versions in constraints.txt, by pip-audit: `make audit`.
 
-Needs the network: where no advisories can be had, it says so and is content, since nothing is known then. Runs in
-an environment of its own, so it imports nothing of Coterie's.
+Needs the network: where no advisories can be had, it says so and is content, since nothing is known then.
+Runs in an environment of its own, so it imports nothing of Coterie's.
 """
 
 from __future__ import annotations

@@ -8,7 +8,8 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args, get_origin
+from types import UnionType
+from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 
 import yaml
 from pydantic import (
@@ -721,7 +722,9 @@ def _kinds(key: str) -> set[Any]:
     for part in f"{key}.{SHORT_FORMS[key]}".split(".") if key in SHORT_FORMS else key.split("."):
         fields = getattr(section, "model_fields", {})
         annotation = section = fields[part].annotation if part in fields else None
-    return {annotation, *get_args(annotation)} - {None}
+    return {annotation, *(get_args(annotation) if get_origin(annotation) in (Union, UnionType) else ())} - {
+        None
+    }
 
 
 def _nested(key: str, value: Any) -> dict[str, Any]:

@@ -122,7 +122,10 @@ def _load(folder: Path, name: str) -> npt.NDArray[Any]:
     if Path(name).name != name:
         raise ValueError(f"{name!r} is no name of a file beside it")
     # mapped, so that an array that says it is larger than its file takes no memory
-    array = np.load(folder / name, mmap_mode="r", allow_pickle=False)
+    try:
+        array = np.load(folder / name, mmap_mode="r", allow_pickle=False)
+    except Exception as error:  # on a damaged header numpy raises nearly anything
+        raise ValueError(f"{name} cannot be read: {error}") from None
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "if":
         raise ValueError(f"{name} holds no array of numbers")
     return array

@@ -36,8 +36,8 @@ def parse_yaml(text: str, unique: bool = False) -> Any:
     """
     if len(text) > LONGEST_YAML:
         raise ValueError(f"it has more than {LONGEST_YAML:,} characters")
-    loader = _Loader(text)
     try:
+        loader = _Loader(text)
         node = loader.get_single_node()
         if node is None:
             return None
@@ -48,8 +48,6 @@ def parse_yaml(text: str, unique: bool = False) -> Any:
     # What a tag that does not fit its value raises differs: `!!int ''` is an IndexError.
     except (yaml.YAMLError, LookupError, AttributeError, TypeError, ArithmeticError) as error:
         raise ValueError(str(error)) from None
-    finally:
-        loader.dispose()
 
 
 class _Loader(yaml.SafeLoader):

@@ -114,7 +114,10 @@ def _read_rows(path: Path) -> _Table:
         raise DataError(f"table {path} is empty; it needs a header and a row for each image")
     try:
         table = _read_parquet(path) if suffix == ".parquet" else _read_text(path)
-    except (OSError, pyarrow.ArrowException, MemoryError) as error:
+    except DataError:
+        raise
+    # ArrowExceptions, MemoryError, and UnicodeDecodeError of a name that is no text
+    except (OSError, pyarrow.ArrowException, ValueError, MemoryError) as error:
         raise DataError(f"table {path} cannot be read: {error}; check the file or write it again") from None
     if not table.places:
         raise DataError(f"table {path} has a header but no rows; it needs a row for each image")
