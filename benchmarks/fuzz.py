@@ -1,14 +1,15 @@
 """Readers against files that are nearly right: `python -m benchmarks.fuzz --minutes 30`.
 
 Every kind of file that Coterie reads is changed at random by Hypothesis, and read in a process of its own,
-with at most 1 GiB of memory and 20 seconds a file. Whatever comes must be a result or a CoterieError with a
-message. What is found is shrunk and left in build/fuzz, as a case for `tests/fuzzing/cases`. The exit
-status is the number of targets with a find.
+with at most 1 GiB of memory and 20 seconds of computing a file. Whatever comes must be a result or a
+CoterieError with a message. What is found is shrunk and left in build/fuzz, as a case for
+`tests/fuzzing/cases`. The exit status is the number of targets with a find.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import faulthandler
 import hashlib
 import logging
@@ -23,6 +24,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +37,8 @@ from tests.fuzzing.fuzzing import fuzz
 from tests.fuzzing.targets import TARGETS
 
 MEMORY = 2**30  # bytes that a reader may take
-SECONDS = 20  # for one file
+SECONDS = 20  # of computing for one file
+PATIENCE = 15  # times as long by the clock: what waits computes nothing, and the machine may be busy
 EXAMPLES = 500  # in one process
 OUT = Path("build/fuzz")
 
@@ -55,13 +58,21 @@ def attempt(name: str, number: int, folder: Path, result: Any) -> None:
     def on_alarm(_signal: int, _frame: object) -> None:
         raise Hang(f"a file takes longer than {SECONDS} seconds")
 
-    def watch(path: Path, content: bytes) -> None:
+    @contextlib.contextmanager
+    def watch(path: Path, content: bytes) -> Iterator[None]:
         nonlocal tried
         tried += 1
         last.write_bytes(path.relative_to(files).as_posix().encode() + b"\0" + content)
-        signal.alarm(SECONDS)
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)
+        signal.alarm(SECONDS * PATIENCE)
+        try:
+            yield
+        finally:
+            signal.alarm(0)
+            signal.setitimer(signal.ITIMER_PROF, 0)
 
-    signal.signal(signal.SIGALRM, on_alarm)
+    for one in (signal.SIGPROF, signal.SIGALRM):
+        signal.signal(one, on_alarm)
     limit = _address_space() + MEMORY
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     files = folder / "files"
@@ -71,7 +82,6 @@ def attempt(name: str, number: int, folder: Path, result: Any) -> None:
         fuzz(TARGETS[name], files, EXAMPLES, number, watch)
     except BaseException:
         problem = traceback.format_exc()
-    signal.alarm(0)
     result.send((tried, problem))
 
 

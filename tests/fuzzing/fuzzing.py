@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
@@ -36,13 +37,13 @@ def fuzz(
     folder: Path,
     examples: int,
     number: int | None = None,
-    watch: Callable[[Path, bytes], object] = lambda _path, _content: None,
+    watch: Callable[[Path, bytes], AbstractContextManager[object]] = lambda _path, _content: nullcontext(),
 ) -> None:
     """Try so many changes of the target's files in `folder`; raises what a reader raises that is no
     CoterieError, for the smallest change that does so.
 
-    `number` is the seed; without one the changes are the same each time. `watch` is told every file before
-    it is read.
+    `number` is the seed; without one the changes are the same each time. `watch` is told every file, and
+    is around its reading.
     """
     target.make(folder)
     problem = outcome(target, folder)
@@ -66,8 +67,8 @@ def fuzz(
         try:
             if mend and target.mend is not None:
                 target.mend(folder)
-            watch(path, path.read_bytes())
-            outcome(target, folder)
+            with watch(path, path.read_bytes()):
+                outcome(target, folder)
         finally:
             for other, content in whole.items():
                 if mend or other == path:

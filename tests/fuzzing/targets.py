@@ -241,7 +241,7 @@ def _make_partition(folder: Path) -> None:
 
 
 @cache
-def _run() -> Path:
+def finished_folder() -> Path:
     """A finished run of the tiny model, made once."""
     folder = Path(mkdtemp(prefix="coterie-fuzz-"))
     table = write_table(folder / "photos")
@@ -249,7 +249,7 @@ def _run() -> Path:
 
 
 def _make_run(folder: Path) -> None:
-    shutil.copytree(_run(), folder / "run")
+    shutil.copytree(finished_folder(), folder / "run")
     for heavy in (folder / "run").rglob("tensorboard"):
         shutil.rmtree(heavy)
 
@@ -270,9 +270,9 @@ def _read_run(folder: Path) -> None:
 def _make_store(folder: Path) -> None:
     store = Store(folder / "store")
     store.prepare()
-    training = RunFolder(_run()).trainings()[0]
+    training = RunFolder(finished_folder()).trainings()[0]
     training = replace(training, key="a" * 64)
-    store.put(training, _run() / training.name)
+    store.put(training, finished_folder() / training.name)
 
 
 def _read_store(folder: Path) -> None:

@@ -7,12 +7,19 @@ from pathlib import Path
 
 import pytest
 
+from coterie.pipeline import Run
+from tests.fuzzing import targets
 from tests.fuzzing.fuzzing import fuzz, outcome
 from tests.fuzzing.mutations import KINDS, ODD_BYTES, mutated
 from tests.fuzzing.targets import TARGETS, Target
 
 CASES = Path(__file__).parent / "cases"
 EXAMPLES = 12
+
+
+@pytest.fixture(autouse=True)
+def _the_run_of_other_tests(finished_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(targets, "finished_folder", lambda: finished_run.folder)
 
 
 @pytest.mark.parametrize("name", TARGETS)

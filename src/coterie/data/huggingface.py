@@ -109,6 +109,9 @@ def _load(source: str, configuration: str | None, revision: str | None) -> tuple
             loaded = datasets.load_dataset("parquet", data_files=str(path))
         else:
             loaded = datasets.load_dataset(source, configuration, revision=revision)
+        parts = loaded if isinstance(loaded, datasets.DatasetDict) else {"": loaded}
+        for rows in parts.values():
+            _check_offsets(rows)
     except Exception as error:  # by what is wrong the library raises nearly anything
         where = "" if path.exists() else " (there is no such file or folder, so it was looked for on the Hub)"
         reason = str(error).strip() or type(error).__name__
@@ -118,6 +121,13 @@ def _load(source: str, configuration: str | None, revision: str | None) -> tuple
     if list(loaded) == ["train"]:
         return {"": loaded["train"]}, ["its only split, train, counts as no split"]
     return dict(loaded), []
+
+
+def _check_offsets(rows: Any) -> None:
+    """Raises where a part of a file points outside it: Arrow would follow it, and end the process."""
+    for table in (rows.data, rows._indices):
+        if table is not None:
+            table.validate(full=True)
 
 
 def _library(source: str) -> Any:
