@@ -109,9 +109,9 @@ def _read_labels(
         path = folder / f"Labels_{name}_{split.title()}.txt"
         try:
             content = np.frombuffer(path.read_bytes(), dtype=np.uint8)
-        except OSError as error:
+        except (OSError, ValueError) as error:  # a name may hold a NUL
             raise DataError(
-                f"{path} cannot be read ({error.strerror}); {folder} needs one for each of the "
+                f"{path} cannot be read ({getattr(error, 'strerror', error)}); {folder} needs one for each of the "
                 f"{len(class_names)} concepts"
             ) from None
         digits = content[(content != ord("\n")) & (content != ord("\r")) & (content != ord(" "))]
