@@ -773,7 +773,7 @@ def _is_of_train(place: tuple[int | str, ...], values: Mapping[str, Any]) -> boo
     if len(place) < 2 or place[0] not in ROLES:
         return False
     own = values.get(str(place[0]))
-    return not isinstance(own, Mapping) or place[1] not in map(str, own)  # pydantic names a key as text
+    return not isinstance(own, Mapping) or str(place[1]) not in map(str, own)  # pydantic names a key as text
 
 
 def _message(problem: Any) -> str:

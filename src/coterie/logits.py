@@ -103,7 +103,7 @@ def read_logits(run: Path, split: str) -> SplitLogits:
         models = {name: _load(folder, file) for name, file in index["models"].items()}
         targets = np.array(_load(folder, TARGETS_FILE))
         shapes = {array.shape for array in (targets, *models.values())}
-        if index["schema_version"] != SCHEMA_VERSION or shapes != {(len(ids), len(names))}:
+        if index["schema_version"] != SCHEMA_VERSION or not models or shapes != {(len(ids), len(names))}:
             raise ValueError(f"arrays of {sorted(shapes)} for {len(ids)} images of {len(names)} classes")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunError(

@@ -187,6 +187,8 @@ def _images(rows: Any, column: str, root: Path, where: str) -> list[ImageSource]
 def _class_label_names(rows: Any, column: str) -> tuple[str, ...] | None:
     """The names that the column's ClassLabel brings, None where it holds texts or numbers."""
     names = getattr(getattr(rows.features[column], "feature", None), "names", None)
+    if names is not None and not all(isinstance(name, str) for name in names):
+        raise DataError(f"the classes of column '{column}' are no names: {shortened(names)}")
     return None if names is None else tuple(names)
 
 
