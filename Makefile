@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint docs format browser clean
+.PHONY: help setup demo test lint docs format browser audit clean
 
 help: ## show this list
 	@echo "make TARGET, where TARGET is one of:"
@@ -41,6 +41,12 @@ browser: ## find a browser for the tests of pages, or install Debian's Chromium 
 		} > /dev/null 2>&1 && exit 0; \
 	fi; \
 	echo "note: no Chromium or Chrome is here, so the tests of pages are skipped"
+
+audit: ## look up known weaknesses of the pinned versions; skips where no advisories can be reached
+	@$(PYTHON) -m venv build/audit
+	@if build/audit/bin/python -m pip install --quiet --disable-pip-version-check 'pip-audit>=2.9,<3'; \
+	then build/audit/bin/python -m benchmarks.audit; \
+	else echo "note: skipped, since pip-audit cannot be installed"; fi
 
 setup: $(INSTALLED) ## make .venv with pinned versions, where it is missing or out of date
 

@@ -696,7 +696,8 @@ def test_evaluate_measures_every_row_of_another_table_without_splits(
 ) -> None:
     without_splits(table)
     out = tmp_path / "results.json"
-    outcome = coterie_command("evaluate", finished_run.folder, f"data={table}", "--out", out, *OWN_MODEL)
+    words = ("evaluate", finished_run.folder, f"data={table}", "--out", out, *OWN_MODEL)
+    outcome = coterie_command(*words, "--allow-overlap")
     assert "note: no splits given: all 60 images are measured" in outcome.output
     dataset = make_dataset()
     assert isinstance(dataset.images, np.ndarray)
@@ -889,7 +890,20 @@ def test_evaluate_refuses_images_of_the_training(
         assert coterie_command(*words, f"data={other}", "--allow-overlap").status == 0
     finally:
         other.unlink()
-    assert coterie_command(*words, f"data={table}", "--split", "train").status == 0  # copies elsewhere
+    outcome = coterie_command(*words, f"data={table}", "--split", "train")  # copies elsewhere
+    assert_refused(outcome, "24 of 24 images of split 'train' were trained on: '000.png'")
+
+
+def test_evaluate_says_where_the_images_of_the_training_cannot_be_compared(
+    coterie_command: Command, run_copy: Run, table: Path
+) -> None:
+    path = run_copy.folder / "student" / "checkpoint.json"
+    content = json.loads(path.read_text())
+    content["config"]["data"]["source"] = str(table.parent / "gone.csv")
+    path.write_text(json.dumps(content))
+    outcome = coterie_command("evaluate", path.parent, *OWN_MODEL, f"data={table}")
+    assert outcome.status == 0
+    assert "note: images of the training may be among the measured" in " ".join(outcome.output.split())
 
 
 def test_evaluate_says_by_which_conventions(coterie_command: Command, run_copy: Run, tmp_path: Path) -> None:

@@ -408,3 +408,8 @@ def test_a_config_is_told_in_words_that_give_it_again(words: list[str]) -> None:
 
 def test_the_words_of_a_config_are_what_is_not_default() -> None:
     assert as_words(load_config(["k=3", "train.epochs=7", "seed=0"])) == ["k=3", "train.epochs=7"]
+
+
+def test_options_of_a_model_may_be_one_word() -> None:
+    config = load_config(["model=resnet18", "model.options={drop_path_rate: 0.1}"])
+    assert config.model.options == {"drop_path_rate": 0.1}

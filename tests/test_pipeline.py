@@ -619,6 +619,34 @@ def test_images_that_were_left_out_are_left_out_again_and_named(
         run(load_config(words), update=True)
 
 
+def test_a_measured_image_that_is_in_training_stops_the_run_unless_told_otherwise(
+    tmp_path: Path, decoded: list[str]
+) -> None:
+    table = write_table(tmp_path / "photos")
+    dataset = make_dataset()
+    trained, tested = (int(dataset.indices(split)[0]) for split in ("train", "test"))
+    pictures = tmp_path / "photos"
+    shutil.copy(pictures / f"{trained:03d}.png", pictures / f"{tested:03d}.png")
+    words = [*RUN_WORDS, f"data={table}", f"out={tmp_path / 'run'}"]
+    message = rf"1 measured image .* '{tested:03d}.png' \(test\) is '{trained:03d}.png' \(train\)"
+    with pytest.raises(DataError, match=message):
+        run(load_config(words), only=["baseline"])
+    screen = io.StringIO()
+    skipped = run(load_config([*words, "data.on_overlap=skip"]), only=["baseline"])
+    again = run(
+        load_config([*words, "data.on_overlap=skip"]), only=["baseline"], console=Console(file=screen)
+    )
+    assert again.metrics == skipped.metrics
+    assert len(decoded) == 2  # the refused one, and the first that was not
+    assert f"and left out: '{trained:03d}.png'" in screen.getvalue()
+    assert "23 train, 12 val, 12 test" in screen.getvalue()
+    kept = load_config([*RUN_WORDS, f"data={table}", f"out={tmp_path / 'kept'}", "data.on_overlap=keep"])
+    screen = io.StringIO()
+    run(kept, only=["baseline"], console=Console(file=screen, width=200))
+    assert "24 train" in screen.getvalue()
+    assert "note: 1 training image is measured too, byte by byte" in screen.getvalue()
+
+
 def test_weights_to_start_from_count_by_their_content(tmp_path: Path, trained: list[str]) -> None:
     def words(weights: Path) -> Config:
         return load_config(

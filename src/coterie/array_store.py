@@ -24,6 +24,7 @@ import numpy.typing as npt
 
 from coterie.errors import RunError
 from coterie.files import atomic_write, content_hash
+from coterie.untrusted import parse_json
 
 SCHEMA_VERSION = 2
 # What a file says of itself comes first, and leaves the array at a multiple of a page.
@@ -72,7 +73,7 @@ class ArrayStore:
             with self.path(number).open("rb") as file:
                 if os.fstat(file.fileno()).st_size != self.nbytes:
                     return None
-                header = json.loads(file.read(HEADER_BYTES))
+                header = parse_json(file.read(HEADER_BYTES))
                 if header != self._header(number, hashlib.file_digest(file, "sha256").hexdigest()):
                     return None
                 return np.memmap(file, self.dtype, "r", HEADER_BYTES, self.shape)

@@ -24,6 +24,7 @@ from coterie.data.transforms import Preprocessing
 from coterie.errors import CheckpointError, ConfigError, counted, shortened
 from coterie.files import atomic_write
 from coterie.models.factory import ModelBuilder, ModelFactory, builder_name
+from coterie.untrusted import parse_json
 
 SCHEMA_VERSION = 3
 WEIGHTS_FILE = "model.safetensors"
@@ -104,7 +105,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     """What `folder` says of its weights; CheckpointError where it is none, or from another schema."""
     path = folder / INFO_FILE
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"there is no checkpoint at {folder}: {INFO_FILE} is not there") from None
     except (OSError, ValueError) as error:

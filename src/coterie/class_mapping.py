@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import yaml
 
 from coterie.data.dataset import ABSENT, PRESENT, UNKNOWN, MultiLabelDataset
 from coterie.errors import ConfigError, DataError, did_you_mean, repeated, shortened
+from coterie.untrusted import parse_json, parse_yaml
 
 SAME = "same"  # in the place of a file
 
@@ -138,7 +137,7 @@ def read_mapping(path: Path) -> dict[str, str | list[str]]:
         content = readers[path.suffix.lower()](path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise ConfigError(f"there is no mapping of classes at {path}") from None
-    except (OSError, ValueError, yaml.YAMLError, csv.Error) as error:
+    except (OSError, ValueError, csv.Error) as error:
         raise ConfigError(f"the mapping of classes {path} cannot be read: {error}") from None
     if not isinstance(content, dict) or not all(map(_is_entry, content.items())):
         raise ConfigError(
@@ -169,14 +168,11 @@ def _read_json(text: str) -> Any:
             raise ValueError(f"{shortened(twice)} stand twice")
         return dict(pairs)
 
-    return json.loads(text, object_pairs_hook=once)
+    return parse_json(text, once)
 
 
 def _read_yaml(text: str) -> Any:
-    node = yaml.compose(text, Loader=yaml.SafeLoader)  # of a key that stands twice, loading takes the last
-    if isinstance(node, yaml.MappingNode) and (twice := repeated(str(key.value) for key, _ in node.value)):
-        raise ValueError(f"{shortened(twice)} stand twice")
-    return yaml.safe_load(text)
+    return parse_yaml(text, unique=True)
 
 
 def _read_csv(text: str) -> dict[str, list[str]]:

@@ -8,7 +8,8 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args, get_origin
+from types import UnionType
+from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 
 import yaml
 from pydantic import (
@@ -26,6 +27,7 @@ from pydantic import (
 from coterie.errors import ConfigError, either, listed
 from coterie.labels.partition import METHODS
 from coterie.recipe import read_layers, read_yaml, recipe_comment
+from coterie.untrusted import parse_yaml
 
 BASELINE, STUDENT = "baseline", "student"
 ROLES = (BASELINE, "teacher", STUDENT)
@@ -179,6 +181,11 @@ class DataConfig(Section):
     )
     on_corrupt: Literal["error", "skip"] = Field(
         "error", description="what to do with an image that cannot be read"
+    )
+    on_overlap: Literal["error", "skip", "keep"] = Field(
+        "error",
+        description="what to do with a training image that is measured too, byte by byte; skip leaves it out "
+        "of the training",
     )
     cache_gb: float = Field(2.0, ge=0, description="keep the resized images in memory if they fit into this")
     disk_cache_gb: float = Field(
@@ -574,14 +581,28 @@ def load_config(
     """The config from a recipe (a shipped name or a YAML file), then `settings`, then `key=value` words.
 
     Later values win. `recipe=NAME` may also stand among the words. Raises ConfigError, naming the key
-    and the nearest right one, where a key is unknown or a value does not fit.
+    and the nearest right one, where a key is unknown or a value does not fit, and where code for the model is
+    named by the recipe alone.
     """
     overrides = parse_words(words)
     recipe = overrides.pop("recipe", recipe)
     values = recipe_values(recipe) if recipe is not None else {}
+    code = _code_in(values)
     for new in (settings or {}, overrides):
         _merge(values, _spelt_out(new))
+    if code is not None and _code_in(overrides) is None and _code_in(values) == code:
+        raise ConfigError(
+            f"recipe {recipe} names code to run, model.name={code}; no file is followed there. If you know "
+            f"that code, name it yourself: model={code}"
+        )
     return validate_config(values)
+
+
+def _code_in(values: Mapping[str, Any]) -> str | None:
+    """The function `module:function` that would be imported to build the model, None without one."""
+    model = values.get("model")
+    name = model.get("name") if isinstance(model, Mapping) else None
+    return name if isinstance(name, str) and ":" in name else None
 
 
 def recipe_values(recipe: str | Path) -> dict[str, Any]:
@@ -689,8 +710,8 @@ def _parse(key: str, text: str) -> Any:
         # a shell leaves the tilde of key=~/file alone
         return str(Path(text).expanduser()) if text.startswith("~/") else text
     try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError):
+        return parse_yaml(text)
+    except ValueError:
         raise ConfigError(f"the value of '{key}' cannot be read: {text}") from None
 
 
@@ -701,7 +722,9 @@ def _kinds(key: str) -> set[Any]:
     for part in f"{key}.{SHORT_FORMS[key]}".split(".") if key in SHORT_FORMS else key.split("."):
         fields = getattr(section, "model_fields", {})
         annotation = section = fields[part].annotation if part in fields else None
-    return {annotation, *get_args(annotation)} - {None}
+    return {annotation, *(get_args(annotation) if get_origin(annotation) in (Union, UnionType) else ())} - {
+        None
+    }
 
 
 def _nested(key: str, value: Any) -> dict[str, Any]:
@@ -750,7 +773,7 @@ def _is_of_train(place: tuple[int | str, ...], values: Mapping[str, Any]) -> boo
     if len(place) < 2 or place[0] not in ROLES:
         return False
     own = values.get(str(place[0]))
-    return not isinstance(own, Mapping) or place[1] not in own
+    return not isinstance(own, Mapping) or str(place[1]) not in map(str, own)  # pydantic names a key as text
 
 
 def _message(problem: Any) -> str:

@@ -6,6 +6,8 @@ import difflib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+LONGEST_NAME = 300  # characters
+
 
 class CoterieError(Exception):
     """Base of every error that the command line prints as one message, without a traceback."""
@@ -53,8 +55,14 @@ def either(names: Iterable[str]) -> str:
 
 
 def shortened(names: Sequence[object], most: int = 5) -> str:
-    """The first `most` names in quotes, then how many more: for messages about long lists."""
-    return listed([f"'{name}'" for name in names], most)
+    """The first `most` names in quotes, then how many more: for messages about long lists. A name that is too
+    long to be one is cut.
+    """
+    return listed([f"'{_cut(str(name))}'" for name in names], most)
+
+
+def _cut(name: str) -> str:
+    return name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}…"
 
 
 def listed(parts: Sequence[str], most: int = 5) -> str:

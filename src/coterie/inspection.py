@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -15,7 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from coterie.config import Config
-from coterie.data.dataset import PRESENT, UNKNOWN, MultiLabelDataset, content_of, size_in_bytes
+from coterie.data.dataset import PRESENT, UNKNOWN, MultiLabelDataset
+from coterie.data.overlap import same_bytes
 from coterie.data.presence import missing_images, repeated_images
 from coterie.data.reading import format_of, read_dataset
 from coterie.data.splits import ensure_splits, filter_classes
@@ -94,7 +93,9 @@ def inspect_data(config: Config, pairs: int = 10, same_content: bool = False) ->
     found = np.delete(np.arange(len(dataset)), missing)
     twice = repeated_images(dataset)
     if same_content:
-        twice = sorted({*twice, *_same_content(dataset.subset(found), found)})
+        groups = same_bytes(dataset.subset(found).images)
+        again = {(int(found[first]), int(found[other])) for first, *others in groups for other in others}
+        twice = sorted({*twice, *again})
     ranks = {"train": 0, "val": 1}
     names = sorted(dataset.split_names, key=lambda name: ranks.get(name, 2))
     by_split = {split: dataset.indices(split) for split in names}
@@ -244,18 +245,3 @@ def _table(title: str, columns: Sequence[str], left: int = 1) -> Table:
     for number, column in enumerate(columns):
         table.add_column(Text(column), justify="left" if number < left else "right")
     return table
-
-
-def _same_content(dataset: MultiLabelDataset, positions: npt.NDArray[np.int64]) -> list[tuple[int, int]]:
-    """Pairs of `positions` (first, again) whose pictures have the same bytes."""
-    by_size: dict[int, list[int]] = defaultdict(list)
-    for index, image in enumerate(dataset.images):
-        by_size[size_in_bytes(image)].append(index)
-    first: dict[bytes, int] = {}
-    pairs = []
-    for index in sorted(index for indices in by_size.values() if len(indices) > 1 for index in indices):
-        digest = hashlib.sha256(content_of(dataset.images[index])).digest()
-        earlier = first.setdefault(digest, index)
-        if earlier != index:
-            pairs.append((int(positions[earlier]), int(positions[index])))
-    return pairs

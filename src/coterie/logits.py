@@ -21,6 +21,7 @@ from coterie.data.dataset import MultiLabelDataset
 from coterie.errors import RunError
 from coterie.files import atomic_write
 from coterie.runfolder import read_keyed
+from coterie.untrusted import parse_json
 
 LOGITS_FOLDER = "logits"
 INDEX_FILE = "index.json"
@@ -92,17 +93,17 @@ def read_logits(run: Path, split: str) -> SplitLogits:
     folder = _folder(run, split)
     remedy = "the `coterie run` command of the run, given again, measures its models and trains nothing anew"
     try:
-        index: dict[str, Any] = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
+        index: dict[str, Any] = parse_json((folder / INDEX_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         there = written_splits(run)
         known = f"; it has those of {', '.join(there)}" if there else ""
         raise RunError(f"{run} holds no logits of split '{split}'{known}: {remedy}") from None
     try:
         key, names, ids = index["key"], tuple(index["class_names"]), tuple(index["image_ids"])
-        models = {name: np.load(folder / file, mmap_mode="r") for name, file in index["models"].items()}
-        targets = np.load(folder / TARGETS_FILE)
+        models = {name: _load(folder, file) for name, file in index["models"].items()}
+        targets = np.array(_load(folder, TARGETS_FILE))
         shapes = {array.shape for array in (targets, *models.values())}
-        if index["schema_version"] != SCHEMA_VERSION or shapes != {(len(ids), len(names))}:
+        if index["schema_version"] != SCHEMA_VERSION or not models or shapes != {(len(ids), len(names))}:
             raise ValueError(f"arrays of {sorted(shapes)} for {len(ids)} images of {len(names)} classes")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunError(
@@ -114,6 +115,20 @@ def read_logits(run: Path, split: str) -> SplitLogits:
 def _folder(run: Path, split: str) -> Path:
     """Where the logits of a split are; its name comes from the data, and may hold anything."""
     return run / LOGITS_FOLDER / quote(split, safe="")
+
+
+def _load(folder: Path, name: str) -> npt.NDArray[Any]:
+    """The array in a file of `folder`, mapped; ValueError where it is no array, or the name is a path."""
+    if Path(name).name != name:
+        raise ValueError(f"{name!r} is no name of a file beside it")
+    # mapped, so that an array that says it is larger than its file takes no memory
+    try:
+        array = np.load(folder / name, mmap_mode="r", allow_pickle=False)
+    except Exception as error:  # on a damaged header numpy raises nearly anything
+        raise ValueError(f"{name} cannot be read: {error}") from None
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "if":
+        raise ValueError(f"{name} holds no array of numbers")
+    return array
 
 
 def _save(path: Path, array: npt.NDArray[Any]) -> None:

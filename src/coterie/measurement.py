@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from coterie.checkpoint import INFO_FILE, Checkpoint
 from coterie.class_mapping import SAME, ClassMapping, map_classes, read_mapping, same_classes
 from coterie.config import Config, parse_words, validate_config
 from coterie.data.dataset import PRESENT, MultiLabelDataset
-from coterie.data.presence import places_of
+from coterie.data.overlap import same_bytes
+from coterie.data.presence import missing_images, places_of
 from coterie.data.reading import drops_unlabelled, format_of, read_dataset, read_split
 from coterie.data.splits import ensure_splits
 from coterie.errors import CoterieError, DataError, counted, shortened, with_remedy
@@ -75,8 +76,8 @@ def evaluate_path(
     if own:
         _check_own_data(config)
     dataset = read_split(config, split, drawn=own)
-    if not allow_overlap:
-        _check_overlap(checkpoint, dataset, split, own)
+    if not allow_overlap and (note := _check_overlap(checkpoint, dataset, split, own)) is not None:
+        dataset = replace(dataset, notes=(*dataset.notes, note))
     mapping = _mapping(class_map, dataset, checkpoint.class_names)
     threshold = config.threshold if "threshold" in parse_words(words) else None
     results = evaluate(
@@ -149,44 +150,69 @@ def _check_own_data(config: Config) -> None:
         )
 
 
-def _check_overlap(checkpoint: Checkpoint, dataset: MultiLabelDataset, split: str, own: bool) -> None:
-    """DataError where images of the split were trained on, as far as the table of the training tells."""
+def _check_overlap(checkpoint: Checkpoint, dataset: MultiLabelDataset, split: str, own: bool) -> str | None:
+    """DataError where images of the split were trained on; a note where that cannot be told.
+
+    The splits of the training's own data were compared before it was trained.
+    """
     if own:
-        shared = list(dataset.image_ids) if split == "train" else []
+        shared, note = list(dataset.image_ids) if split == "train" else [], None
     else:
-        shared = _trained_on(checkpoint, dataset)
+        shared, note = _trained_on(checkpoint, dataset)
     if shared:
         raise DataError(
             f"{len(shared):,} of {counted(len(dataset), 'image')} of split '{split}' were trained on: "
             f"{shortened(shared)}; metrics on them say nothing about other images. --allow-overlap measures "
             "all the same"
         )
+    return note
 
 
-def _trained_on(checkpoint: Checkpoint, dataset: MultiLabelDataset) -> list[str]:
-    """The ids of the images that the table of the training has in train, by their files."""
-    if "data" not in checkpoint.config or isinstance(dataset.images, np.ndarray):
-        return []
-    trained = validate_config(checkpoint.config)
+def _trained_on(checkpoint: Checkpoint, dataset: MultiLabelDataset) -> tuple[list[str], str | None]:
+    """The ids of the images that are files of the training, or have the bytes of one; and a note where some
+    of the training's are not there to compare.
+    """
+    if "data" not in checkpoint.config:
+        return [], "the data of the training are not known, so images of it may be among the measured"
+    settings = validate_config(checkpoint.config)
+    if settings.data.source == "scenes":
+        return [], None
     try:
-        if format_of(trained.data) != "table":
-            return []
-        table = read_dataset(trained.data, trained.seed)
-        table = ensure_splits(table, trained.data.val_fraction, trained.data.test_fraction, trained.seed)
-    except CoterieError:  # it is gone, or another one by now
-        return []
-    places = set(places_of(_paths(table.images[index] for index in table.indices("train"))))
-    files = [
-        (name, image)
+        _check_own_data(settings)
+        trained = read_dataset(settings.data, settings.seed)
+        val_fraction, test_fraction = settings.data.val_fraction, settings.data.test_fraction
+        trained = ensure_splits(trained, val_fraction, test_fraction, settings.seed)
+        trained = trained.subset(trained.indices("train"))
+    except CoterieError as error:  # they are gone, or others by now
+        return [], f"images of the training may be among the measured; its data cannot be read: {error}"
+    shared = _same_files(dataset, trained) | _same_bytes(dataset, trained)
+    lacking = len(missing_images(trained))
+    what = counted(lacking, "image of the training is", "images of the training are")
+    note = f"{what} not there, and may be among the measured" if lacking else None
+    return [name for name in dataset.image_ids if name in shared], note
+
+
+def _same_files(dataset: MultiLabelDataset, trained: MultiLabelDataset) -> set[str]:
+    """The ids of the images whose files are those of `trained`."""
+    places = set(places_of([image for image in trained.images if isinstance(image, Path)]))
+    files = {
+        name: image
         for name, image in zip(dataset.image_ids, dataset.images, strict=True)
         if isinstance(image, Path)
-    ]
-    found = places_of([image for _, image in files])
-    return [name for (name, _), place in zip(files, found, strict=True) if place in places]
+    }
+    return {name for name, place in zip(files, places_of([*files.values()]), strict=True) if place in places}
 
 
-def _paths(images: Iterable[Any]) -> list[Path]:
-    return [image for image in images if isinstance(image, Path)]
+def _same_bytes(dataset: MultiLabelDataset, trained: MultiLabelDataset) -> set[str]:
+    """The ids of the images that have the bytes of one of `trained`."""
+    images = [*dataset.images, *trained.images]
+    side = np.arange(len(images)) < len(dataset)
+    return {
+        dataset.image_ids[position]
+        for group in same_bytes(images, side)
+        for position in group
+        if side[position]
+    }
 
 
 def _thresholds(predictors: dict[str, Predictor], given: float | None) -> str:

@@ -97,10 +97,11 @@ def run(
     start = describe_start(factory, model)
     with folder.locked():
         before = folder.inputs() or checked
-        readable, inputs = checked_images(dataset, config.data.on_corrupt, before, console)
+        readable, inputs = checked_images(dataset, config.data, before, console)
         inputs = replace(inputs, start_sha256=start["weights"], words_sha256=start["word_vectors"])
         if len(readable) < len(dataset):
-            dataset, partitions = readable, make_partitions(config, readable)
+            partitions = make_partitions(config, readable)
+        dataset = readable
         folder.check_config(config, inputs, update)
         trainings = _known(folder, planned_trainings(dataset.class_names, partitions))
         chosen = _chosen(trainings, only)

@@ -21,6 +21,7 @@ from coterie.errors import DataError, RunError
 from coterie.files import content_hash
 from coterie.formats import Format
 from coterie.predictor import Picture, Prediction, Predictor, class_columns
+from coterie.untrusted import parse_json
 
 SCHEMA_VERSION = 1  # of unfinished predictions
 LINE_ENDS = "\x85\u2028\u2029"  # which JSON leaves as they are, and readers of lines take for ends
@@ -250,13 +251,13 @@ def _not_yet_done(
 
 def _rows_in(file: IO[bytes]) -> Iterator[Row]:
     for line in file:
-        yield Row(**json.loads(line))
+        yield Row(**parse_json(line))
 
 
 def _parsed(line: bytes) -> Row | None:
     """The row in a line; None where it is not whole."""
     try:
-        return Row(**json.loads(line)) if line.endswith(b"\n") else None
+        return Row(**parse_json(line)) if line.endswith(b"\n") else None
     except (ValueError, TypeError):
         return None
 

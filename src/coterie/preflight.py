@@ -5,16 +5,17 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from rich.console import Console
 from torch import nn
 
-from coterie.config import ROLES, Config
+from coterie.config import ROLES, Config, DataConfig
 from coterie.data.check import check_images, without_images
 from coterie.data.dataset import MultiLabelDataset
+from coterie.data.overlap import check_twins, settle_twins
 from coterie.data.splits import check_labels
 from coterie.errors import ConfigError, RunError
 from coterie.files import file_sha256
@@ -83,22 +84,34 @@ def describe_start(factory: ModelFactory, model: nn.Module) -> dict[str, Any]:
 
 
 def checked_images(
-    dataset: MultiLabelDataset, on_corrupt: Literal["error", "skip"], before: Inputs | None, console: Console
+    dataset: MultiLabelDataset, config: DataConfig, before: Inputs | None, console: Console
 ) -> tuple[MultiLabelDataset, Inputs]:
     """The dataset without the images that cannot be read, and what it was checked as.
 
-    Every image is decoded once, so that a broken one stops the run now and not hours later. `before` is what
-    passed the check last time: where it is the same, nothing is decoded, and the same images are left out.
+    Every image is decoded once, so that a broken one stops the run now and not hours later, and the measured
+    ones are compared with those of the training. `before` is what passed last time: where it is the same,
+    nothing is read, and the same images are left out.
     """
-    if before is not None and (on_corrupt == "skip" or not before.unreadable):
-        known = without_images(dataset, before.unreadable)
+    if before is not None and _passes(before, config):
+        known = as_checked(dataset, before, config)
         if _fingerprint_of_files(known) == before.fingerprint:
             return known, before
     with console.status("reading every image once"):
-        checked, reports = check_images(dataset, on_corrupt)
-    if reports:
+        readable, reports = check_images(dataset, config.on_corrupt)
+        overlapping = check_twins(readable, config.on_overlap)
+    checked = settle_twins(readable, overlapping, config.on_overlap)
+    if len(checked) < len(dataset):
         check_labels(checked)
-    return checked, Inputs(checked.fingerprint(), unreadable=tuple(image_id for image_id, _ in reports))
+    unreadable = tuple(image_id for image_id, _ in reports)
+    return checked, Inputs(checked.fingerprint(), unreadable=unreadable, overlapping=overlapping)
+
+
+def as_checked(dataset: MultiLabelDataset, before: Inputs, config: DataConfig) -> MultiLabelDataset:
+    """The dataset as the check left it that found `before`."""
+    readable = without_images(dataset, before.unreadable)
+    there = set(readable.image_ids)
+    overlapping = [image_id for image_id in before.overlapping if image_id in there]
+    return settle_twins(readable, overlapping, config.on_overlap)
 
 
 def check_space(path: Path, model: nn.Module, trainings: Sequence[Training], at_once: int = 1) -> None:
@@ -114,6 +127,14 @@ def check_space(path: Path, model: nn.Module, trainings: Sequence[Training], at_
             f"the run needs about {needed / 1e9:.2f} GB in {path} and the disk has {free / 1e9:.2f} GB free; "
             "free some, or choose another place with out=…"
         )
+
+
+def _passes(before: Inputs, config: DataConfig) -> bool:
+    """Whether what was found before stops no run of these settings."""
+    return not (
+        (before.unreadable and config.on_corrupt == "error")
+        or (before.overlapping and config.on_overlap == "error")
+    )
 
 
 def _fingerprint_of_files(dataset: MultiLabelDataset) -> str | None:

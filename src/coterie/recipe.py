@@ -9,9 +9,8 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from coterie.errors import ConfigError, did_you_mean
+from coterie.untrusted import parse_yaml
 
 # The key by which a recipe names those that it starts from; what it sets itself wins.
 BASE = "base"
@@ -89,8 +88,8 @@ def _folder() -> Traversable:
 
 def _parse(text: str, name: str) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:
+        values = parse_yaml(text)
+    except ValueError as error:
         raise ConfigError(f"{name} is not YAML: {error}") from None
     if values is None:
         return {}

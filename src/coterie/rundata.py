@@ -16,6 +16,7 @@ from coterie.files import atomic_write
 from coterie.labels import CooccurrenceGraph
 from coterie.preparation import training_graph
 from coterie.runfolder import read_keyed
+from coterie.untrusted import parse_json
 
 DATA_FILE = "data.json"
 SCHEMA_VERSION = 1
@@ -59,7 +60,7 @@ def read_data(run: Path) -> RunData:
     path = run / DATA_FILE
     remedy = "the `coterie run` command of the run, given again, writes it and trains nothing anew"
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        content: dict[str, Any] = parse_json(path.read_text(encoding="utf-8"))
         if content["schema_version"] != SCHEMA_VERSION:
             raise ValueError(f"it is not of schema version {SCHEMA_VERSION}")
         names = tuple(content["class_names"])

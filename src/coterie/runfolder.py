@@ -15,6 +15,7 @@ from coterie.checkpoint import INFO_FILE, WEIGHTS_FILE, read_checkpoint
 from coterie.config import Config, changed_settings, read_config
 from coterie.errors import CheckpointError, ConfigError, RunError
 from coterie.files import atomic_write, content_hash, file_sha256
+from coterie.untrusted import parse_json
 
 SCHEMA_VERSION = 1
 CONFIG_FILE = "config.yaml"
@@ -48,14 +49,16 @@ class Training:
 class Inputs:
     """What a run is made from and its config only points to.
 
-    `fingerprint`: of the data, without the images whose ids are `unreadable`. `start_sha256`: of the file
-    `model.weights`. `words_sha256`: of the file `model.word_vectors`.
+    `fingerprint`: of the data, without the images whose ids are `unreadable`. `overlapping`: the ids of the
+    training images that are measured too. `start_sha256`: of the file `model.weights`. `words_sha256`: of the
+    file `model.word_vectors`.
     """
 
     fingerprint: str
     start_sha256: str | None = None
     words_sha256: str | None = None
     unreadable: tuple[str, ...] = ()
+    overlapping: tuple[str, ...] = ()
 
 
 class RunFolder:
@@ -127,7 +130,7 @@ class RunFolder:
         if not path.exists():
             return {}
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = parse_json(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise self._damaged(str(error)) from None
         if not isinstance(content, dict) or content.get("schema_version") != SCHEMA_VERSION:
@@ -141,7 +144,8 @@ class RunFolder:
             return None
         values = {field.name: content[field.name] for field in fields(Inputs) if field.name in content}
         try:
-            return Inputs(**values | {"unreadable": tuple(content.get("unreadable", ()))})
+            ids = {name: tuple(content.get(name, ())) for name in ("unreadable", "overlapping")}
+            return Inputs(**values | ids)
         except TypeError as error:
             raise self._damaged(str(error)) from None
 
@@ -231,7 +235,7 @@ def reset(training: Training) -> Training:
 def read_keyed(path: Path, key: str) -> dict[str, Any] | None:
     """What is in a JSON file of the run; None where it was made under another key, or cannot be read."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return content if isinstance(content, dict) and content.get("key") == key else None
@@ -242,7 +246,7 @@ def read_results(run: Path, name: str, schema_version: int) -> dict[str, Any]:
     again = "the `coterie run` command of the run, given again,"
     path = run / name
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
         problem = f"it is not of schema version {schema_version}"
     except FileNotFoundError:
         raise RunError(f"there is no measured run at {run}, it has no {name}: {again} makes it") from None

@@ -13,12 +13,14 @@ from pathlib import Path
 
 from PIL import Image
 
-from coterie.data.dataset import StoredImage
+from coterie.data.dataset import READ_FORMATS, StoredImage
 from coterie.download import Limits, WebImage, is_address
 from coterie.errors import DataError
 
-# Pillow writes the first two only, and knows films by their name alone.
-IMAGE_SUFFIXES = frozenset(Image.registered_extensions()) - {".palm", ".pdf", ".mpeg", ".mpg"}
+# MPO is what cameras call a JPEG with further pictures behind the first.
+IMAGE_SUFFIXES = frozenset(
+    suffix for suffix, name in Image.registered_extensions().items() if name in (*READ_FORMATS, "MPO")
+)
 STANDARD_INPUT = "-"
 WILD = "*?["
 CHUNK = 2**16

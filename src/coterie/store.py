@@ -19,6 +19,7 @@ from coterie.errors import CheckpointError, RunError
 from coterie.files import atomic_write, file_sha256
 from coterie.runfolder import Training
 from coterie.trainer import LOG_FILE
+from coterie.untrusted import parse_json
 
 SCHEMA_VERSION = 1
 ENTRY_FILE = "training.json"
@@ -45,7 +46,7 @@ class Store:
         """The finished training of `key`, its weights not yet read; None where there is none."""
         place = self.path / key
         try:
-            content = json.loads((place / ENTRY_FILE).read_text(encoding="utf-8"))
+            content = parse_json((place / ENTRY_FILE).read_text(encoding="utf-8"))
             if content["schema_version"] != SCHEMA_VERSION:
                 return None
             training = TypeAdapter(Training).validate_python(content["training"])

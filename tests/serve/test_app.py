@@ -248,7 +248,7 @@ def test_the_description_of_the_endpoint_names_every_way_and_every_error(client:
     assert set(paths) == {"/api/health", "/api/model", "/api/predict"}
     predict = paths["/api/predict"]["post"]
     assert predict["requestBody"]["content"]["image/*"]["schema"]["format"] == "binary"
-    assert set(predict["responses"]) == {"200", "400", "408", "413", "415", "421", "422", "503"}
+    assert set(predict["responses"]) == {"200", "400", "403", "408", "413", "415", "421", "422", "503"}
 
 
 @pytest.mark.parametrize(
@@ -292,6 +292,12 @@ def test_pages_of_strangers_reach_a_server_on_loopback_under_no_name(
     assert_refused(client.get("/", headers={"host": "evil.example"}), 421, "wrong_host", "that name")
     for name in ("localhost:8000", "127.0.0.1", "[::1]:80"):
         assert client.get("/", headers={"host": name}).status_code == 200
+    for page in ("cross-site", "same-site"):
+        response = client.post("/api/predict", content=encoded(picture()), headers={"sec-fetch-site": page})
+        assert_refused(response, 403, "wrong_page", "own page")
+        assert client.get("/", headers={"sec-fetch-site": page}).status_code == 200  # a link leads here
+    own = {"sec-fetch-site": "same-origin"}
+    assert client.post("/api/predict", content=encoded(picture()), headers=own).status_code == 200
     anyone = TestClient(make_app(predictor, hosts=None), base_url="http://box.example")
     assert anyone.get("/").status_code == 200
 

@@ -16,14 +16,13 @@ from rich.text import Text
 
 from coterie.ablation.rows import PLAIN_STEP, Row, row_config, student_forwards
 from coterie.config import BASELINE, Config, ModelConfig, changed_settings
-from coterie.data.check import without_images
 from coterie.data.dataset import MultiLabelDataset
 from coterie.errors import ConfigError, CoterieError, did_you_mean
 from coterie.files import content_hash
 from coterie.labels import Partition
 from coterie.models.factory import ModelBuilder, make_factory
 from coterie.pipeline import planned_trainings
-from coterie.preflight import describe_start, tried_model
+from coterie.preflight import as_checked, describe_start, tried_model
 from coterie.preparation import branch_weights, make_partition, prepare_data, training_graph
 from coterie.progress import say
 from coterie.runfolder import RunFolder, Training
@@ -120,11 +119,11 @@ def make_plan(
     for seed in seeds:
         seeded = config.model_copy(update={"seed": seed, "out": None})
         dataset = prepare_data(seeded, read(seed))
-        if config.data.on_corrupt == "skip":
-            # what the runs before could not read, these will not
-            folders = sorted((out / RUNS).glob(f"*-s{seed}"))
-            before = next((found for path in folders if (found := RunFolder(path).inputs())), None)
-            dataset = without_images(dataset, before.unreadable if before else ())
+        # what the runs before could not read, these will not
+        folders = sorted((out / RUNS).glob(f"*-s{seed}"))
+        before = next((found for path in folders if (found := RunFolder(path).inputs())), None)
+        if before is not None:
+            dataset = as_checked(dataset, before, config.data)
         planner = _Planner(dataset, Store(store), start)
         runs += planner.runs(seeded, rows, out / RUNS)
     return Plan(config, tuple(rows), tuple(seeds), tuple(runs))

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from coterie.config import Config, load_config, parse_words
 from coterie.errors import ConfigError, did_you_mean, either
 from coterie.preparation import branch_weights
+from coterie.untrusted import parse_yaml
 
 # A training step costs a forward and a backward pass, which is two forwards.
 PLAIN_STEP = 3
@@ -110,10 +110,10 @@ def read_rows(path: Path) -> tuple[Row, ...]:
     ConfigError names the row and what is wrong with it.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"rows file {path} is not there") from None
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(f"rows file {path} cannot be read: {error}") from None
     if not isinstance(content, dict) or not content:
         raise ConfigError(f"rows file {path} must hold rows as `name: [key=value, …]`")
@@ -187,7 +187,9 @@ def _own_row(path: Path, name: str, value: Any) -> Row:
             )
     try:
         row = TypeAdapter(Row).validate_python({"title": name} | fields | {"name": name})
-        parse_words(row.words)
+        model = parse_words(row.words).get("model", {})
+        if isinstance(model, dict) and ":" in str(model.get("name", "")):
+            raise ConfigError("a file does not name code to run; give the model for the whole ablation")
     except (ValidationError, ConfigError) as error:
         reason = error.errors()[0] if isinstance(error, ValidationError) else None
         what = f"'{reason['loc'][0]}': {reason['msg']}" if reason else str(error)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import stat
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,9 +15,22 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from coterie.errors import DataError, did_you_mean, repeated, shortened
+from coterie.errors import DataError, did_you_mean, listed, repeated, shortened
 
 PRESENT, ABSENT, UNKNOWN = 1, 0, -1
+
+# Formats that are read. The others of Pillow have decoders that hardly anybody looks at, or run programs.
+Image.init()
+READ_FORMATS = tuple(
+    name
+    for name in (
+        *("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM"),
+        *("JPEG2000", "DIB", "TGA", "SGI", "PCX", "QOI", "ICO"),
+    )
+    if name in Image.OPEN
+)
+# An open picture takes up to nine bytes a pixel: a file of a few kilobytes can ask for any amount of memory.
+MOST_PIXELS = 100_000_000
 
 
 class StoredImage(ABC):
@@ -107,6 +121,14 @@ class MultiLabelDataset:
                 f"{self.name} has {n} images, {len(self.splits)} splits and {len(self.image_ids)} ids; "
                 "give one of each for every image"
             )
+        for what, names in (
+            ("class names", self.class_names),
+            ("image ids", self.image_ids),
+            ("splits", self.split_names),
+        ):
+            if not _is_text("".join(names)):
+                wrong = [ascii(name) for name in names if not _is_text(name)]
+                raise DataError(f"{what} of {self.name} are no text in Unicode: {listed(wrong)}")
         if len(set(self.class_names)) != c:
             twice = shortened(repeated(self.class_names))
             raise DataError(f"class names of {self.name} stand twice: {twice}")
@@ -188,22 +210,20 @@ class MultiLabelDataset:
 
 
 def open_image(
-    source: ImageSource, *, formats: tuple[str, ...] | None = None, max_pixels: int | None = None
+    source: ImageSource, *, formats: tuple[str, ...] = READ_FORMATS, max_pixels: int = MOST_PIXELS
 ) -> Image.Image:
     """The picture decoded, upright by its EXIF orientation, in 8-bit RGB; transparency is dropped.
 
-    The first frame of an animation. `formats`: Pillow's names of those that are read, by default all that it
-    knows. `max_pixels`: above, nothing is decoded; Pillow's own limit always holds. Raises UnreadableImage
-    (a DataError) that names the file and the reason, UnknownFormat where it is of none of the formats.
+    The first frame of an animation. `formats`: Pillow's names of those that are read. `max_pixels`: above,
+    nothing is decoded. Raises UnreadableImage (a DataError) that names the file and the reason, UnknownFormat
+    where it is of none of the formats.
     """
     try:
+        if isinstance(source, Path) and not stat.S_ISREG(source.stat().st_mode):
+            raise ValueError("it is no file")  # a pipe would be waited for
         opened = source if isinstance(source, Path) else io.BytesIO(source.read())
         with Image.open(opened, formats=formats) as image:
-            if max_pixels is not None and image.width * image.height > max_pixels:
-                raise ValueError(
-                    f"it has {image.width:,} x {image.height:,} pixels, and at most {max_pixels:,} are "
-                    "decoded; make it smaller"
-                )
+            _check_pixels(image, max_pixels)
             image.load()
             return _rgb(_upright(image))
     except (
@@ -217,6 +237,7 @@ def open_image(
 def upright_rgb(image: Image.Image) -> Image.Image:
     """A picture that is open already as `open_image` gives it; UnreadableImage where it cannot be decoded."""
     try:
+        _check_pixels(image, MOST_PIXELS)
         image.load()
         with contextlib.suppress(Exception):  # as in _upright, but the picture of the caller stays as it is
             image = ImageOps.exif_transpose(image)
@@ -224,6 +245,15 @@ def upright_rgb(image: Image.Image) -> Image.Image:
     except Exception as error:
         place = getattr(image, "filename", "") or "of Pillow"
         raise UnreadableImage(place, str(error) or type(error).__name__) from None
+
+
+def _is_text(name: str) -> bool:
+    """Whether it can be written: JSON may hold halves of a character, and archives names in other codes."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def size_in_bytes(source: ImageSource | npt.NDArray[np.uint8]) -> int:
@@ -240,6 +270,14 @@ def content_of(source: ImageSource | npt.NDArray[np.uint8]) -> bytes:
     return source.read_bytes() if isinstance(source, Path) else source.read()
 
 
+def _check_pixels(image: Image.Image, most: int) -> None:
+    if image.width * image.height > most:
+        raise ValueError(
+            f"it has {image.width:,} x {image.height:,} pixels, and at most {most:,} are decoded; "
+            "make it smaller"
+        )
+
+
 def _upright(image: Image.Image) -> Image.Image:
     # A damaged EXIF block says nothing about the pixels, which are decoded by now.
     with contextlib.suppress(Exception):
@@ -249,13 +287,23 @@ def _upright(image: Image.Image) -> Image.Image:
 
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16 bits: Pillow's own conversion clips at 255 and leaves a white picture
-        values = np.asarray(image).astype(np.int64).clip(0, 65535)
-        image = Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+        image = _eight_bits(image)
     elif image.mode == "F":
         raise ValueError("its pixels are floats of unknown range; save it with 8 or 16 bits")
     elif image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # straight to RGB, Pillow warns
     return image.convert("RGB")
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Grey of 16 bits in 8, strip by strip: the numbers in between take eight times the memory."""
+    result = Image.new("L", image.size)
+    rows = max(1, 2**20 // image.width)
+    for top in range(0, image.height, rows):
+        strip = image.crop((0, top, image.width, min(top + rows, image.height)))
+        values = np.asarray(strip).astype(np.int64).clip(0, 65535)
+        result.paste(Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8)), (0, top))
+    return result
 
 
 def _reason(source: ImageSource, error: Exception) -> str:

@@ -109,7 +109,10 @@ def _load(source: str, configuration: str | None, revision: str | None) -> tuple
             loaded = datasets.load_dataset("parquet", data_files=str(path))
         else:
             loaded = datasets.load_dataset(source, configuration, revision=revision)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        parts = loaded if isinstance(loaded, datasets.DatasetDict) else {"": loaded}
+        for rows in parts.values():
+            _check_offsets(rows)
+    except Exception as error:  # by what is wrong the library raises nearly anything
         where = "" if path.exists() else " (there is no such file or folder, so it was looked for on the Hub)"
         reason = str(error).strip() or type(error).__name__
         raise DataError(f"dataset {source} cannot be loaded{where}: {reason}") from None
@@ -118,6 +121,13 @@ def _load(source: str, configuration: str | None, revision: str | None) -> tuple
     if list(loaded) == ["train"]:
         return {"": loaded["train"]}, ["its only split, train, counts as no split"]
     return dict(loaded), []
+
+
+def _check_offsets(rows: Any) -> None:
+    """Raises where a part of a file points outside it: Arrow would follow it, and end the process."""
+    for table in (rows.data, rows._indices):
+        if table is not None:
+            table.validate(full=True)
 
 
 def _library(source: str) -> Any:
@@ -178,6 +188,8 @@ def _images(rows: Any, column: str, root: Path, where: str) -> list[ImageSource]
 def _class_label_names(rows: Any, column: str) -> tuple[str, ...] | None:
     """The names that the column's ClassLabel brings, None where it holds texts or numbers."""
     names = getattr(getattr(rows.features[column], "feature", None), "names", None)
+    if names is not None and not all(isinstance(name, str) for name in names):
+        raise DataError(f"the classes of column '{column}' are no names: {shortened(names)}")
     return None if names is None else tuple(names)
 
 

@@ -109,10 +109,11 @@ def _read_labels(
         path = folder / f"Labels_{name}_{split.title()}.txt"
         try:
             content = np.frombuffer(path.read_bytes(), dtype=np.uint8)
-        except OSError as error:
+        except (OSError, ValueError) as error:  # a name may hold a NUL
+            reason = getattr(error, "strerror", error)
             raise DataError(
-                f"{path} cannot be read ({error.strerror}); {folder} needs one for each of the "
-                f"{len(class_names)} concepts"
+                f"{path} cannot be read ({reason}); {folder} needs one for each of the {len(class_names)} "
+                "concepts"
             ) from None
         digits = content[(content != ord("\n")) & (content != ord("\r")) & (content != ord(" "))]
         if not np.isin(digits, (ord("0"), ord("1"))).all():

@@ -130,5 +130,5 @@ def _files(folder: str) -> frozenset[str]:
 def _exists(path: Path) -> bool:
     try:
         return path.exists()
-    except OSError:  # a text too long to be a path
+    except (OSError, ValueError):  # a text too long to be a path, or with a NUL
         return False

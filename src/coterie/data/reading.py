@@ -147,7 +147,7 @@ def _holds_pictures(path: Path, image_column: str) -> bool:
     """Whether a Parquet file has pictures in its column of images, and not paths."""
     try:
         schema = pyarrow.parquet.read_schema(path)
-    except (OSError, pyarrow.ArrowException):
+    except (OSError, ValueError, pyarrow.ArrowException):
         return False  # the reader of tables says why
     return image_column in schema.names and pyarrow.types.is_struct(schema.field(image_column).type)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import csv
 import io
 import math
@@ -29,12 +28,14 @@ CELL_VALUES = {
     **dict.fromkeys(("-1", "-1.0", ""), UNKNOWN),
 }
 
+# A Parquet file of a few bytes can say that it has billions of rows. Those of a table differ.
+FEW_ROWS, ROWS_A_BYTE = 100_000, 4
+
 TABLE_SUFFIXES = (".csv", ".tsv", ".txt", ".parquet")
 
 # Names in quotes with commas between them: without the commas, Python takes two texts for one.
-LIST_IN_TEXT = re.compile(
-    r"""\[\s*(?:{name}(?:\s*,\s*{name})*)?\s*\]""".format(name=r"""(?:'[^'\\\n]*'|"[^"\\\n]*")""")
-)
+NAME_IN_TEXT = r"""(?:'[^'\\\n]*'|"[^"\\\n]*")"""
+LIST_IN_TEXT = re.compile(rf"\[\s*(?:{NAME_IN_TEXT}\s*(?:,\s*{NAME_IN_TEXT}\s*)*)?\]")
 
 Labels = tuple[npt.NDArray[np.int8], Sequence[str], list[str]]  # targets [N, C], class names, notes
 
@@ -113,7 +114,10 @@ def _read_rows(path: Path) -> _Table:
         raise DataError(f"table {path} is empty; it needs a header and a row for each image")
     try:
         table = _read_parquet(path) if suffix == ".parquet" else _read_text(path)
-    except (OSError, pyarrow.ArrowException) as error:
+    except DataError:
+        raise
+    # ArrowExceptions, MemoryError, and UnicodeDecodeError of a name that is no text
+    except (OSError, pyarrow.ArrowException, ValueError, MemoryError) as error:
         raise DataError(f"table {path} cannot be read: {error}; check the file or write it again") from None
     if not table.places:
         raise DataError(f"table {path} has a header but no rows; it needs a row for each image")
@@ -159,6 +163,12 @@ def _read_text(path: Path) -> _Table:
 
 def _read_parquet(path: Path) -> _Table:
     with pyarrow.parquet.ParquetFile(path) as file:
+        rows, size = file.metadata.num_rows, path.stat().st_size
+        if rows > max(FEW_ROWS, ROWS_A_BYTE * size):
+            raise DataError(
+                f"table {path} says that it has {rows:,} rows in {size:,} bytes, too many to name an image "
+                "each; write it again"
+            )
         content = file.read()
     kept = [i for i, name in enumerate(content.column_names) if not name.startswith("__index_level_")]
     names = [content.column_names[i].strip() for i in kept]
@@ -269,7 +279,7 @@ def _lists_from_text(cells: list[Any]) -> list[Any]:
     written = {cell for cell in cells if isinstance(cell, str) and cell.strip()}
     if not written or not all(LIST_IN_TEXT.fullmatch(cell.strip()) for cell in written):
         return cells
-    lists = {cell: ast.literal_eval(cell.strip()) for cell in written}
+    lists = {cell: [name[1:-1] for name in re.findall(NAME_IN_TEXT, cell)] for cell in written}
     return [lists.get(cell, cell) if isinstance(cell, str) else cell for cell in cells]
 
 

@@ -15,6 +15,7 @@ from coterie.errors import ConfigError, DataError, either, listed, repeated, sho
 
 EXPECTED = "VOC's folders hold Annotations, ImageSets/Main and JPEGImages"
 SPLITS = ("train", "val", "test")
+LARGEST_ANNOTATION = 2**24  # bytes
 
 
 def read_voc(
@@ -122,11 +123,22 @@ def _names(path: Path) -> list[str]:
         raise DataError(f"{path} cannot be read: {error}; unpack it again") from None
 
 
+class _PlainTree(ElementTree.TreeBuilder):
+    """Elements of XML that defines nothing of its own: entities may unfold to any size."""
+
+    def doctype(self, name: str, pubid: str | None, system: str | None) -> None:  # noqa: ARG002
+        raise ValueError("it has a document type, which annotations of VOC have not")
+
+
 def _read_annotation(path: Path) -> list[tuple[str, bool]]:
     """The class of each object of an image, and whether it is difficult."""
     try:
-        objects = ElementTree.parse(path).getroot().findall("object")
-    except (OSError, ElementTree.ParseError) as error:
+        if (size := path.stat().st_size) > LARGEST_ANNOTATION:
+            raise ValueError(f"it has {size:,} bytes, too many for the objects of an image")
+        parser = ElementTree.XMLParser(target=_PlainTree())
+        objects = ElementTree.parse(path, parser).getroot().findall("object")
+    # a code of characters that Python does not know is a LookupError
+    except (OSError, ElementTree.ParseError, ValueError, LookupError) as error:
         raise DataError(f"annotation {path} cannot be read: {error}; unpack it again") from None
     named = [
         (one.findtext("name", "").strip(), one.findtext("difficult", "").strip() == "1") for one in objects

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import glob
 import itertools
-import json
 import os
 import re
 import tarfile
@@ -18,12 +17,14 @@ import numpy as np
 from coterie.data.dataset import MultiLabelDataset, StoredImage
 from coterie.data.targets import SPLIT_ALIASES, SPLIT_NAMES, split_notes, targets_of_names, usual_split
 from coterie.errors import DataError, counted, did_you_mean, listed, shortened
+from coterie.untrusted import parse_json
 
 PICTURES = frozenset(("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm", "jp2", "avif"))
 LABELS = ("json", "cls", "txt")
 CLASS_NAMES_FILE = "classnames.txt"
 # Directory and name up to the first dot, then the extension, as WebDataset divides a member's name.
 MEMBER = re.compile(r"((?:.*/)?[^./]+)\.([^/]*)")
+MOST_SHARDS = 1_000_000
 LARGEST_LABELS = 2**20  # bytes: more is no list of labels
 BLOCK = tarfile.BLOCKSIZE
 
@@ -144,21 +145,23 @@ def find_shards(source: str) -> list[Path]:
 
 
 def _braces(pattern: str) -> list[str]:
-    """The names that {000..099} and {a,b} in `pattern` stand for, in order."""
+    """The names that {000..099} and {a,b} in `pattern` stand for, in order; DataError for too many."""
     match = re.search(r"\{([^{}]*)\}", pattern)
     if match is None:
         return [pattern]
     bounds = re.fullmatch(r"(\d+)\.\.(\d+)", match[1])
     if bounds is not None:
         width = len(bounds[1]) if bounds[1].startswith("0") else 0
-        choices = [f"{number:0{width}d}" for number in range(int(bounds[1]), int(bounds[2]) + 1)]
+        numbers = range(int(bounds[1]), int(bounds[2]) + 1)
+        choices = [f"{number:0{width}d}" for number in itertools.islice(numbers, MOST_SHARDS + 1)]
     else:
         choices = match[1].split(",")
-    return [
-        name
-        for choice in choices
-        for name in _braces(pattern[: match.start()] + choice + pattern[match.end() :])
-    ]
+    names: list[str] = []
+    for choice in choices:
+        names += _braces(pattern[: match.start()] + choice + pattern[match.end() :])
+        if len(names) > MOST_SHARDS:
+            raise DataError(f"{pattern} stands for more than {MOST_SHARDS:,} shards; name those there are")
+    return names
 
 
 def _index(shards: Sequence[Path]) -> tuple[list[_Sample], list[str]]:
@@ -193,13 +196,18 @@ def _members(shard: Path) -> Iterator[tuple[_Member, bool]]:
     """
     try:
         with tarfile.open(shard, "r:") as archive:
+            end = 0
             while (member := archive.next()) is not None:
+                if member.size < 0 or archive.offset <= end:
+                    raise ValueError(f"{member.name} ends before it begins")
+                end = archive.offset
                 archive.members = []  # type: ignore[attr-defined] # it would keep every one
                 if not member.isdir():
                     plain = member.isreg() and not member.issparse()
                     yield _Member(member.name, member.offset_data, member.size), plain
             end = archive.offset
-    except (tarfile.TarError, OSError, UnicodeError) as error:
+    # on damaged headers tarfile raises nearly anything
+    except Exception as error:
         raise DataError(
             f"shard {shard} cannot be read as an uncompressed tar archive: {error}; unpack a .tar.gz to a "
             ".tar, and download a damaged shard again"
@@ -296,8 +304,8 @@ def _json_entry(sample: _Sample, text: str, labels_column: str) -> dict[str, Any
 
 def _json(sample: _Sample, text: str) -> dict[str, Any]:
     try:
-        entry = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        entry = parse_json(text)
+    except ValueError as error:
         raise DataError(f"the json of sample {sample} cannot be read: {error}") from None
     if not isinstance(entry, dict):
         kind = type(entry).__name__

@@ -29,6 +29,7 @@ from coterie.extras import need_extra
 from coterie.files import atomic_write, file_sha256
 from coterie.predictor import HUB_NAME
 from coterie.runfolder import METRICS_FILE
+from coterie.untrusted import parse_json
 
 CONFIG_FILE = "config.json"
 CARD_FILE = "README.md"
@@ -174,7 +175,7 @@ def download(name: str) -> Path:
 def _measured(folder: Path, checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
     """What the run around `folder` measured of it, {split: {metric: percent}}; {} where there is none."""
     try:
-        content = json.loads((folder.resolve().parent / METRICS_FILE).read_text(encoding="utf-8"))
+        content = parse_json((folder.resolve().parent / METRICS_FILE).read_text(encoding="utf-8"))
         splits = content["splits"]
         return {
             split: models[checkpoint.name] for split, models in splits.items() if checkpoint.name in models

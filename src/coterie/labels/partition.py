@@ -16,6 +16,7 @@ from coterie.labels.anticlustering import balanced_anticlusters
 from coterie.labels.graph import CooccurrenceGraph
 from coterie.labels.objectives import Floats, Labels, check_groups, normalized_cut, share_inside
 from coterie.labels.spectral import lowest_normalized_cut, paper_cut
+from coterie.untrusted import parse_json
 
 SCHEMA_VERSION = 1
 FIELDS: dict[str, type | tuple[type, ...]] = {
@@ -109,7 +110,7 @@ class Partition:
     def load(cls, path: str | Path) -> Partition:
         """The partition saved at `path`; PartitionError names the file and what is wrong with it."""
         try:
-            return _from_content(json.loads(Path(path).read_text(encoding="utf-8")))
+            return _from_content(parse_json(Path(path).read_text(encoding="utf-8")))
         except FileNotFoundError:
             raise PartitionError(f"partition {path} is not there") from None
         except OSError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,6 +85,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         except Exception as error:
             raise CheckpointError(f"weights file {path} cannot be read: {error}") from None
     try:
+        _check_stored(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     # On a damaged file torch raises nearly anything, and on code in it advice to run that code.
     except Exception:
@@ -92,6 +94,14 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             "than tensors; those are never loaded. Save the model's state_dict(), best as safetensors"
         ) from None
     return _state_dict_in(content, path)
+
+
+def _check_stored(path: Path) -> None:
+    """ValueError where a zip file is compressed: torch writes none, and it may unfold to any size."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+                raise ValueError("it is compressed")
 
 
 def _state_dict_in(content: Any, path: Path) -> dict[str, Tensor]:

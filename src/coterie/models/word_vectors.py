@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from zipfile import BadZipFile
+from zipfile import ZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,9 @@ from coterie.errors import ConfigError, listed, repeated, shortened
 Vectors = dict[str, npt.NDArray[np.float32]]
 # Lines of a text file that are looked at to learn how many numbers a line has.
 FIRST_LINES = 100
+LONGEST_LINE = 2**20  # characters
+# Of an npz file: numbers that differ are hardly smaller when they are compressed.
+FEW_BYTES, MOST_RATIO = 2**26, 20
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,7 @@ def _names(path: Path) -> list[str]:
 
 def _read_npz(path: Path) -> tuple[list[str], npt.NDArray[np.float32]]:
     try:
+        _check_unpacked(path)
         with np.load(path, allow_pickle=False) as content:
             missing = [key for key in ("vectors", "class_names") if key not in content]
             if missing:
@@ -98,10 +102,11 @@ def _read_npz(path: Path) -> tuple[list[str], npt.NDArray[np.float32]]:
             vectors, names = content["vectors"], [str(name) for name in content["class_names"].ravel()]
     except FileNotFoundError:
         raise _not_there(path) from None
-    # what numpy raises differs by what is in the place of the zip, and of an array in it
-    except (OSError, ValueError, TypeError, AttributeError, BadZipFile, EOFError) as error:
+    except ConfigError:
+        raise
+    except Exception as error:  # on a damaged file, and on objects in it, numpy raises nearly anything
         raise ConfigError(f"word vectors {path} cannot be read as an npz file: {error}") from None
-    if vectors.ndim != 2 or len(vectors) != len(names) or not np.issubdtype(vectors.dtype, np.number):
+    if vectors.ndim != 2 or len(vectors) != len(names) or vectors.dtype.kind not in "iuf":
         raise ConfigError(
             f"word vectors {path} must hold one row of `vectors` for each of its {len(names)} names, got "
             f"{vectors.dtype} of the shape {list(vectors.shape)}"
@@ -109,6 +114,14 @@ def _read_npz(path: Path) -> tuple[list[str], npt.NDArray[np.float32]]:
     if twice := repeated(names):
         raise ConfigError(f"word vectors {path} name {shortened(twice)} more than once")
     return names, vectors.astype(np.float32)
+
+
+def _check_unpacked(path: Path) -> None:
+    """ValueError where an npz would unfold to more than vectors do: a thousand times its size is easy."""
+    with ZipFile(path) as archive:
+        unpacked = sum(member.file_size for member in archive.infolist())
+    if unpacked > max(FEW_BYTES, MOST_RATIO * path.stat().st_size):
+        raise ValueError(f"it would unfold to {unpacked:,} bytes")
 
 
 def _read_text(path: Path, wanted: set[str]) -> Vectors:
@@ -155,7 +168,11 @@ def _text_dimensions(path: Path) -> int:
 def _open_lines(path: Path) -> Iterator[str]:
     try:
         with path.open(encoding="utf-8", errors="replace") as file:
-            for line in file:
+            while line := file.readline(LONGEST_LINE):
+                if len(line) == LONGEST_LINE:
+                    raise ConfigError(
+                        f"word vectors {path} have a line of more than {LONGEST_LINE:,} characters"
+                    )
                 if stripped := line.rstrip():
                     yield stripped
     except FileNotFoundError:

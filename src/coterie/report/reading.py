@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from coterie.logits import SplitLogits
 from coterie.rundata import DATA_FILE, RunData, read_data
 from coterie.runfolder import CONFIG_FILE, MANIFEST_FILE, METRICS_FILE, RunFolder, Training, read_results
 from coterie.tune import TUNED, current_logits
+from coterie.untrusted import parse_json
 
 AGAIN = "the `coterie run` command of the run, given again, goes on with it"
 
@@ -79,7 +79,7 @@ class FinishedRun:
         epochs = []
         for line in text.splitlines():
             try:
-                epoch = json.loads(line)
+                epoch = parse_json(line)
             except ValueError:
                 continue
             if isinstance(epoch, dict) and isinstance(epoch.get("epoch"), int):

@@ -52,6 +52,8 @@ FORMATS = tuple(
 BODY_TYPES = ("", "application/octet-stream", "application/x-www-form-urlencoded")
 SEND = "send the bytes of the picture as the body: curl --data-binary @photo.jpg URL"
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+# How browsers say that another's page asks. It could not read the answer, but keep the server busy.
+STRANGERS = frozenset({"cross-site", "same-site"})
 PAGE_FILES = {
     "/": ("page.html", "text/html"),
     "/page.css": ("page.css", "text/css"),
@@ -142,6 +144,8 @@ def make_app(
     async def guard(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
         if hosts is not None and request.url.hostname not in hosts:
             response: Response = failure(421, "wrong_host", "this server does not answer to that name")
+        elif request.method == "POST" and request.headers.get("sec-fetch-site") in STRANGERS:
+            response = failure(403, "wrong_page", "only the server's own page and programs may ask")
         else:
             response = await answer(request)
         response.headers.update(HEADERS)
@@ -193,7 +197,7 @@ def make_app(
     return app
 
 
-_REFUSALS = (400, 408, 413, 415, 421, 422, 503)
+_REFUSALS = (400, 403, 408, 413, 415, 421, 422, 503)
 _TAKES_A_PICTURE = {
     "requestBody": {
         "required": True,
