@@ -43,12 +43,13 @@ from coterie.diagnostics import (
     strongest_pairs,
 )
 from coterie.errors import ConfigError, DataError, PartitionError, RunError
-from coterie.files import atomic_write
+from coterie.files import atomic_file
 from coterie.logits import read_logits, written_splits
 from coterie.metrics import multilabel_metrics
 from coterie.pipeline import Run, run
 from coterie.preparation import diagnose_partitions, make_partitions, training_graph
 from coterie.runfolder import METRICS_FILE, RunFolder
+from coterie.states import read_state
 from coterie.trainer import Trainer, predict_logits
 from tests.tiny import (
     CLASS_NAMES,
@@ -98,7 +99,7 @@ def test_a_run_leaves_every_training_and_what_it_was_made_from(finished_run: Run
     ]
     for training in folder.trainings():
         assert read_checkpoint(finished_run.folder / training.name).class_names == training.class_names
-        assert not (finished_run.folder / training.name / "last.pt").exists()
+        assert not list((finished_run.folder / training.name).glob("state-*.pt"))
     for branch in ("co-occurrence", "dis-occurrence"):
         partition = json.loads((finished_run.folder / "partitions" / f"{branch}.json").read_text())
         teachers = [training for training in folder.trainings() if training.branch == branch]
@@ -517,19 +518,21 @@ def test_a_full_disk_stops_the_run_and_a_restart_goes_on(
     config = config_of(finished_run, f"out={tmp_path / 'run'}")
     states = 0
 
-    def write_until_full(path: Path, data: bytes | str) -> None:
+    def write_until_full(path: Path) -> Any:
         nonlocal states
-        states += path.name == "last.pt"
+        states += 1
         if states == 4:  # the second epoch of the first teacher
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        atomic_write(path, data)
+        return atomic_file(path)
 
-    monkeypatch.setattr("coterie.trainer.atomic_write", write_until_full)
+    monkeypatch.setattr("coterie.states.atomic_file", write_until_full)
     with pytest.raises(RunError, match=r"run stopped: No space left on device.*goes on from the last"):
         run(config)
     assert [training.state for training in RunFolder(tmp_path / "run").trainings()][:2] == ["done", "pending"]
-    state = torch.load(tmp_path / "run" / "teachers" / "co-occurrence-0" / "last.pt", weights_only=True)
-    assert state["state"]["epoch"] == 1
+    (path,) = (tmp_path / "run" / "teachers" / "co-occurrence-0").glob("state-*.pt")
+    state = read_state(path)
+    assert state is not None
+    assert state["progress"]["epoch"] == 1
     monkeypatch.undo()
     assert run(config).metrics == finished_run.metrics
 

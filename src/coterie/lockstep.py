@@ -34,7 +34,7 @@ class Member:
 def train(trainer: Trainer, watcher: EpochWatcher | None = None) -> Progressed:
     """Train the epochs that are left: the state with the best weights.
 
-    Raises RunError where the loss is no longer finite, or the memory too small; the epochs before are kept.
+    Raises RunError where the loss is no longer finite, or the memory too small; the last state is kept.
     """
     ((_, error),) = train_together([Member(trainer, watcher)])
     if error is not None:
@@ -67,7 +67,10 @@ def train_together(members: Sequence[Member]) -> Iterator[tuple[Member, RunError
 def _train_epoch(
     members: Sequence[Member], shares_frozen: bool, writers: dict[Member, SummaryWriter]
 ) -> dict[Member, RunError]:
-    """One pass over the training images and one over those of validation; what stopped whom."""
+    """One pass over the training images and one over those of validation; what stopped whom.
+
+    One that was stopped in the middle of the epoch takes its part from the step where it was.
+    """
     stopped: dict[Member, RunError] = {}
     left = list(members)
     if not left:
@@ -77,13 +80,17 @@ def _train_epoch(
     def without_stopped() -> list[Member]:
         return [member for member in members if member not in stopped]
 
+    done = {member: member.trainer.state.step for member in left}
     for member in left:
         member.trainer.start_epoch(member.watcher)
+    first = min(done.values())
     asked = time.monotonic()
-    for number, batch in enumerate(data.training.epoch(epoch)):
+    for number, batch in enumerate(data.training.epoch(epoch, first), first):
         prepared = _prepared(left[0].trainer, batch, shares_frozen)
         loading = (time.monotonic() - asked) / len(left)
         for member in left:
+            if number < done[member]:
+                continue
             try:
                 member.trainer.step(prepared, number, loading)
             except RunError as error:

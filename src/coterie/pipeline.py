@@ -129,7 +129,7 @@ def run(
         except OSError as error:
             raise RunError(
                 f"the run in {folder.path} stopped: {error.strerror or error}. Put that right and start it "
-                "again: it goes on from the last finished epoch"
+                "again: it goes on from the last state that it kept"
             ) from error
     _report(folder.path, results, done, time.monotonic() - begun, console)
     return Run(folder.path, config, results, factory.builder, leaning)

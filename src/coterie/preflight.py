@@ -106,8 +106,8 @@ def check_space(path: Path, model: nn.Module, trainings: Sequence[Training], at_
     that are under way `at_once`.
     """
     size = sum(tensor.nbytes for tensor in model.state_dict().values())
-    # the state holds model, average, best and two moments, and is written beside the one before
-    needed = size * (len(trainings) + 10 * min(at_once, len(trainings)))
+    # the state holds model, average, best and two moments, and is written beside the two before
+    needed = size * (len(trainings) + 15 * min(at_once, len(trainings)))
     free = shutil.disk_usage(path).free
     if free < needed:
         raise RunError(

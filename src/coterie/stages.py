@@ -36,9 +36,9 @@ from coterie.preparation import branch_weights, training_graph
 from coterie.progress import Bars, say
 from coterie.runfolder import METRICS_FILE, RunFolder, Training, measurement_key, read_keyed, reset
 from coterie.sidebyside import train_side_by_side
+from coterie.states import remove_states
 from coterie.store import Store
 from coterie.teachers import Branch, Ensemble
-from coterie.trainer import STATE_FILE
 from coterie.training import Failed, Job, Workshop, grouped
 
 # branch -> the name of its teachers in tables
@@ -117,6 +117,7 @@ class Stages:
             key = self._key(training)
             if self._is_done(training):
                 say(self.console, f"{training.name}: done before")
+                remove_states(self.folder.path / training.name)  # of a run killed when it was just finished
                 self._renew_threshold(training)
                 self._share(training)
             elif training.name in chosen and not self._take(training, key):
@@ -137,7 +138,7 @@ class Stages:
         config = self.config.to_values()
         write_description(path, replace(untuned, threshold=self.config.threshold, config=config))
         self.folder.record(taken)
-        (path / STATE_FILE).unlink(missing_ok=True)
+        remove_states(path)
         say(self.console, f"{taken.name}: taken from {self.store.path}, val mAP {_percent(taken.val_map)}")
         return True
 
@@ -163,7 +164,7 @@ class Stages:
                     failures.append(result)
                     continue
                 self.folder.record(result)
-                (self.folder.path / result.name / STATE_FILE).unlink(missing_ok=True)
+                remove_states(self.folder.path / result.name)
                 self._share(result)
                 self._tell(result)
         if len(jobs) == 1 and failures:

@@ -76,7 +76,7 @@ class Workshop:
     def train(
         self, jobs: Sequence[Job], reporter: Reporter, manifest: Sequence[Training] = (), device: int = 0
     ) -> Iterator[Training | Failed]:
-        """Train a group of `jobs` on the same batches, from their last finished epochs on, and leave their
+        """Train a group of `jobs` on the same batches, from their last states on, and leave their
         checkpoints: the manifest's new entries, each as soon as it is finished.
 
         `manifest`: all trainings of the run, for those that start from others or learn from them. `device`:
@@ -165,6 +165,8 @@ class _Group:
                 key=job.key,
                 seed=self._seed(job.training),
                 channels_last=self.config.channels_last,
+                resume=self.config.resume,
+                note=reporter.note,
             )
 
     @contextmanager
@@ -241,7 +243,8 @@ class _Group:
         teachers = None
         if self.is_student:
             training, teachers = self._taught(training, views)
-        return Data(training, validation, self.workshop.factory.preprocessing), teachers
+        data = Data(training, validation, self.workshop.factory.preprocessing, self.dataset.image_ids)
+        return data, teachers
 
     def _filled(self, cache: ViewCache, views: range) -> ViewCache:
         missing = cache.missing(views)
