@@ -466,13 +466,14 @@ def test_by_default_a_short_training_keeps_its_state_after_epochs_alone(
 def test_a_state_is_kept_when_so_much_time_has_passed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
-    monkeypatch.setattr("coterie.trainer.time", clock)
+    now = 0.0
 
     def loss(logits: Tensor, targets: Tensor) -> Tensor:
-        clock.now += 60
+        nonlocal now
+        now += 60
         return binary_cross_entropy(logits, targets)
 
+    monkeypatch.setattr("coterie.trainer.time", SimpleNamespace(monotonic=lambda: now))
     assert kept_at(tmp_path / "2", monkeypatch, ResumeConfig(minutes=2), loss=loss) == [2, 3, 5, 6]
     assert kept_at(tmp_path / "none", monkeypatch, ResumeConfig(minutes=None), loss=loss) == [3, 6]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -72,11 +73,12 @@ def check_frozen(config: Config, factory: ModelFactory, model: nn.Module) -> Non
 
 
 def describe_start(factory: ModelFactory, model: nn.Module) -> dict[str, Any]:
-    """What the settings only point to: the shapes of a user's own model, the content of the files of weights
-    and of word vectors.
+    """What the settings only point to: the shapes of a user's own model, what it wants images to be, the
+    content of the files of weights and of word vectors.
     """
     files = {name: getattr(factory.settings, name) for name in ("weights", "word_vectors")}
     return {
+        "preprocessing": asdict(factory.preprocessing),
         "shapes": {name: list(tensor.shape) for name, tensor in model.state_dict().items()},
         **{name: None if path is None else file_sha256(path) for name, path in files.items()},
     }

@@ -13,7 +13,7 @@ from lightning_fabric import Fabric
 from rich.console import Console
 from torch import nn
 
-from coterie.checkpoint import load_model, read_checkpoint, write_description
+from coterie.checkpoint import read_checkpoint, write_description
 from coterie.config import BASELINE, STUDENT, Config, TrainConfig
 from coterie.data.dataset import MultiLabelDataset
 from coterie.data.loading import ResizedImages
@@ -64,7 +64,6 @@ class Stages:
         self.folder = folder
         self.dataset = dataset
         self.factory = factory
-        self.builder = factory.builder
         self.fabric = fabric
         self.console = console
         self.fingerprint = fingerprint
@@ -289,7 +288,8 @@ class Stages:
             if (chosen is not None and name not in chosen) or not set(parts) <= set(done):
                 continue
             if not kinds:
-                models[name] = load_model(self.folder.path / name, self.builder)[0]
+                (training,) = [training for training in trainings if training.name == name]
+                models[name] = self.workshop.load(training)
             else:
                 models[name] = branch(*kinds) if len(kinds) == 1 else Ensemble([*map(branch, kinds)])
         return models

@@ -118,20 +118,26 @@ class Workshop:
         """What builds the models of trainings with these settings."""
         return replace(self.factory, shrink=settings.shrink)
 
-    def branch(self, kind: str, teachers: Sequence[Training]) -> Branch:
-        """The teachers of a branch, or the baseline, by the manifest.
-
-        CheckpointError where one answers for other classes.
+    def load(self, training: Training) -> nn.Module:
+        """The model of a finished training; CheckpointError where it answers for other classes than the
+        manifest says, or wants other images than this run makes.
         """
-        loaded = []
-        for training in teachers:
-            if kind not in (training.branch, training.name):
-                continue
-            model, checkpoint = load_model(self.folder / training.name, self.factory.builder)
-            if checkpoint.class_names != training.class_names:
-                raise CheckpointError(f"{training.name} answers for other classes than the manifest says")
-            loaded.append((model, checkpoint.class_names))
-        return Branch(loaded, self.dataset.class_names)
+        model, checkpoint = load_model(self.folder / training.name, self.factory.builder)
+        if checkpoint.class_names != training.class_names:
+            raise CheckpointError(f"{training.name} answers for other classes than the manifest says")
+        if checkpoint.preprocessing != self.factory.preprocessing:
+            raise CheckpointError(
+                f"{training.name} takes images of {checkpoint.preprocessing}, and this run makes those of "
+                f"{self.factory.preprocessing}; delete its folder to train it anew"
+            )
+        return model
+
+    def branch(self, kind: str, teachers: Sequence[Training]) -> Branch:
+        """The teachers of a branch, or the baseline, by the manifest; CheckpointError where one does not fit."""
+        own = [training for training in teachers if kind in (training.branch, training.name)]
+        return Branch(
+            [(self.load(training), training.class_names) for training in own], self.dataset.class_names
+        )
 
 
 class _Group:
@@ -195,7 +201,7 @@ class _Group:
         training = job.training
         model = self.workshop.factory_of(job.settings).build(training.class_names, self._seed(training))
         if job.settings.start == "baseline":
-            baseline, _ = load_model(self.workshop.folder / BASELINE, self.workshop.factory.builder)
+            baseline = self.workshop.load(Training(BASELINE, self.dataset.class_names))
             inherit_weights(model, baseline, self._columns(training), self.dataset.num_classes)
         return model
 
