@@ -22,7 +22,6 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.optim.optimizer import Optimizer
-from torch.utils.tensorboard import SummaryWriter
 
 from coterie.config import Config, ResumeConfig, TrainConfig
 from coterie.data.loading import Batch, Batches
@@ -31,6 +30,7 @@ from coterie.errors import ConfigError, RunError, shortened
 from coterie.files import atomic_write
 from coterie.metrics import average_precision
 from coterie.models.cut import Cut
+from coterie.scalars import ScalarLog
 from coterie.seeding import seed_everything
 from coterie.states import DIVERGED_FILE, States
 from coterie.tasks import Task
@@ -300,7 +300,7 @@ class Trainer:
                 logits = cut.upper(images if batch.are_features else cut.lower(images))
         return logits.float().cpu()
 
-    def finish_epoch(self, logits: Tensor, targets: Tensor, writer: SummaryWriter) -> dict[str, Any]:
+    def finish_epoch(self, logits: Tensor, targets: Tensor, scalars: ScalarLog) -> dict[str, Any]:
         """Measure the epoch by the validation's logits [N, C] and targets, and keep the state: the epoch's
         line of the log.
 
@@ -312,13 +312,16 @@ class Trainer:
         if not logits.isfinite().all():
             raise self._diverged("validation of {} gives logits that are not finite", self._epoch.steps - 1)
         map_ = mean_average_precision(logits, targets[:, self.task.columns])
-        line = {"epoch": self.state.epoch + 1, **trained, "val_mAP": map_}
+        line: dict[str, Any] = {"epoch": self.state.epoch + 1, **trained, "val_mAP": map_}
         self._take_if_best(line)
         self.state.history.append(line)
         self.state.epoch += 1
         self._epoch = _Epoch(None)
-        self._log(writer)
+        # before the state: a training that is over when it is taken up logs no more
+        atomic_write(self.folder / LOG_FILE, "".join(json.dumps(line) + "\n" for line in self.state.history))
         self._keep()
+        numbers = {name: value for name, value in line.items() if name != "epoch" and value is not None}
+        scalars.add(line["epoch"], numbers)
         return line
 
     @contextmanager
@@ -436,14 +439,6 @@ class Trainer:
                 f"the state in {self.folder} does not fit {self.folder.name}: {reason}; delete its "
                 "state-*.pt to train it anew"
             ) from None
-
-    def _log(self, writer: SummaryWriter) -> None:
-        """The history as JSON lines, whole, so that no line is there twice; its end to TensorBoard."""
-        history = self.state.history
-        atomic_write(self.folder / LOG_FILE, "".join(json.dumps(line) + "\n" for line in history))
-        for name, value in history[-1].items():
-            if name != "epoch" and value is not None:
-                writer.add_scalar(name, value, history[-1]["epoch"])
 
 
 def optimize(

@@ -218,6 +218,16 @@ class ImageBatches(Batches):
             yield batch
 
 
+def lost_process(error: RuntimeError) -> str | None:
+    """What to say of an error that torch raises when a loading process is gone; None of any other."""
+    if not str(error).startswith("DataLoader worker"):
+        return None
+    return (
+        "a process that prepares images was killed, as it is when memory runs out: set fewer data.workers, "
+        "or data.cache_gb=0"
+    )
+
+
 def training_batches(
     images: ResizedImages,
     split: str,
