@@ -12,7 +12,8 @@ disk. States are kept in every step, so that nearly every kill hits a training o
 - After every run, the weights of all its trainings must have the hashes of an undisturbed run, and the
   metrics must be the same.
 
-Exit status 1 on any difference.
+Exit status 1 on any difference. Python itself may print that a message to a process was cut short: the one
+that sent it was killed.
 """
 
 from __future__ import annotations
@@ -197,6 +198,8 @@ def main() -> int:
                 own += 1
                 wrong += runs.half_written(folder)
             kills += own
+            # what else the machine does changes: neither a run that is never hit, nor one without an end
+            seconds[way] *= 0.8 if own == 0 else 1.25 if own > 4 else 1
             wrong += runs.half_written(folder)
             result = runs.result(folder)
             wrong += [

@@ -133,7 +133,9 @@ class Workshop:
         return model
 
     def branch(self, kind: str, teachers: Sequence[Training]) -> Branch:
-        """The teachers of a branch, or the baseline, by the manifest; CheckpointError where one does not fit."""
+        """The teachers of a branch, or the baseline, by the manifest; CheckpointError where one does not
+        fit.
+        """
         own = [training for training in teachers if kind in (training.branch, training.name)]
         return Branch(
             [(self.load(training), training.class_names) for training in own], self.dataset.class_names
