@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from coterie.config import TrainConfig
+from coterie.config import ResumeConfig, TrainConfig
 from coterie.data.transforms import Preprocessing
 from coterie.errors import RunError
 from coterie.lockstep import Member, train, train_together
@@ -90,6 +90,48 @@ def test_one_that_fails_does_not_stop_the_others(data: Data, tmp_path: Path) -> 
     assert ended["sound"] is None
     assert "the loss of diverging is" in str(ended["diverging"])
     assert equal_weights(members[1].trainer.state.best_weights, expected.best_weights)
+
+
+def test_members_stopped_at_different_steps_of_an_epoch_go_on_together(
+    data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds, every = (1, 2, 3), {1: 1, 2: 2, 3: None}
+    expected = {seed: train(trainer(data, tmp_path / f"alone-{seed}", seed)) for seed in seeds}
+
+    def members() -> list[Member]:
+        made = [Member(trainer(data, tmp_path / str(seed), seed)) for seed in seeds]
+        for member, steps in zip(made, every.values(), strict=True):
+            member.trainer.resume = ResumeConfig(steps=steps)
+        return made
+
+    calls = 0
+    step = Trainer.step
+    steps: list[tuple[str, int]] = []
+
+    def stopping(self: Trainer, batch: Any, number: int, *rest: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 17:  # the third step of the second epoch, when one of three has done it
+            raise KeyboardInterrupt
+        steps.append((self.folder.name, number))
+        step(self, batch, number, *rest)
+
+    monkeypatch.setattr(Trainer, "step", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        results(members())
+    again = members()
+    assert [(member.trainer.state.epoch, member.trainer.state.step) for member in again] == [
+        (1, 3),
+        (1, 2),
+        (1, 0),
+    ]
+    steps.clear()
+    assert results(again) == {"1": None, "2": None, "3": None}
+    assert steps == [("3", 0), ("3", 1), ("2", 2), ("3", 2)]
+    for member, seed in zip(again, seeds, strict=True):
+        assert equal_weights(member.trainer.state.best_weights, expected[seed].best_weights)
+        losses = [line["loss"] for line in member.trainer.state.history]
+        assert losses == [line["loss"] for line in expected[seed].history]
 
 
 def test_when_all_have_failed_it_is_over(data: Data, tmp_path: Path) -> None:

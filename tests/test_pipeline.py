@@ -27,12 +27,13 @@ import coterie.pipeline
 import coterie.preflight
 import coterie.training
 from coterie.api import fit
-from coterie.checkpoint import load_model, read_checkpoint
+from coterie.checkpoint import INFO_FILE, load_model, read_checkpoint
 from coterie.config import Config, load_config
 from coterie.data.check import check_images
 from coterie.data.dataset import MultiLabelDataset
 from coterie.data.loading import ResizedImages, plain_batches
 from coterie.data.reading import read_dataset
+from coterie.data.transforms import Preprocessing
 from coterie.diagnostics import (
     DIAGNOSTICS_FILE,
     LEANING_FILE,
@@ -42,13 +43,15 @@ from coterie.diagnostics import (
     leaning_summary,
     strongest_pairs,
 )
-from coterie.errors import ConfigError, DataError, PartitionError, RunError
-from coterie.files import atomic_write
+from coterie.errors import CheckpointError, ConfigError, DataError, PartitionError, RunError
+from coterie.files import atomic_file
 from coterie.logits import read_logits, written_splits
 from coterie.metrics import multilabel_metrics
+from coterie.models.factory import ModelFactory
 from coterie.pipeline import Run, run
 from coterie.preparation import diagnose_partitions, make_partitions, training_graph
 from coterie.runfolder import METRICS_FILE, RunFolder, Training
+from coterie.states import read_state
 from coterie.trainer import Trainer, predict_logits
 from coterie.training import Failed, Job, Workshop
 from tests.tiny import (
@@ -99,7 +102,7 @@ def test_a_run_leaves_every_training_and_what_it_was_made_from(finished_run: Run
     ]
     for training in folder.trainings():
         assert read_checkpoint(finished_run.folder / training.name).class_names == training.class_names
-        assert not (finished_run.folder / training.name / "last.pt").exists()
+        assert not list((finished_run.folder / training.name).glob("state-*.pt"))
     for branch in ("co-occurrence", "dis-occurrence"):
         partition = json.loads((finished_run.folder / "partitions" / f"{branch}.json").read_text())
         teachers = [training for training in folder.trainings() if training.branch == branch]
@@ -277,6 +280,61 @@ def test_weights_that_were_tampered_with_are_trained_again(run_copy: Run, traine
     # the same seed gives the same teacher, so the student stands
     assert trained == ["teachers/dis-occurrence-1"]
     assert new.metrics == run_copy.metrics
+
+
+def describe_otherwise(folder: Path, **changes: Any) -> None:
+    """Change what a checkpoint says of its weights."""
+    path = folder / INFO_FILE
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"class_names": ["stripes", "red", "green", "blue"]}, "answers for other classes than the manifest"),
+        (
+            {"preprocessing": {"image_size": SIDE, "mean": [0.1, 0.2, 0.3], "std": [1, 1, 1]}},
+            rf"takes images of Preprocessing\(image_size={SIDE}, mean=\(0.1, .* delete its folder to train",
+        ),
+    ],
+    ids=["another order of the classes", "another preprocessing"],
+)
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("teachers/co-occurrence-0", ["k=1", "distill.w=0.9", "distill.a=1"]),
+        ("baseline", ["student.start=baseline"]),
+        ("student", ["threshold=0.4"]),
+    ],
+    ids=["the student learns from it", "the student starts from it", "it is measured"],
+)
+def test_a_model_that_does_not_fit_the_run_is_refused_wherever_it_is_used(
+    finished_run: Run, tmp_path: Path, name: str, words: list[str], changes: dict[str, Any], message: str
+) -> None:
+    config = config_of(finished_run, f"out={tmp_path / 'run'}", "k=1", "distill.a=1")
+    run(config)
+    describe_otherwise(tmp_path / "run" / name, **changes)
+    with pytest.raises(CheckpointError, match=f"{name} {message}"):
+        run(config_of(finished_run, f"out={tmp_path / 'run'}", "k=1", "distill.a=1", *words), update=True)
+
+
+def test_another_preprocessing_of_the_same_model_trains_anew(
+    run_copy: Run, trained: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with a timm of another version, whose defaults for a model are others."""
+    other = Preprocessing(SIDE, (0.1, 0.2, 0.3), (1, 1, 1))
+    monkeypatch.setattr(ModelFactory, "preprocessing", property(lambda _: other))
+    run(run_copy.config, only=["baseline"])
+    assert trained == ["baseline"]
+
+
+def test_states_that_a_run_left_that_was_killed_when_its_training_was_finished_are_removed(
+    run_copy: Run,
+) -> None:
+    left = run_copy.folder / "baseline" / "state-00000006.pt"
+    left.write_bytes(b"of no use any more")
+    run(run_copy.config)
+    assert not left.exists()
 
 
 def test_a_killed_run_ends_with_the_metrics_of_one_never_stopped(finished_run: Run, tmp_path: Path) -> None:
@@ -518,19 +576,21 @@ def test_a_full_disk_stops_the_run_and_a_restart_goes_on(
     config = config_of(finished_run, f"out={tmp_path / 'run'}")
     states = 0
 
-    def write_until_full(path: Path, data: bytes | str) -> None:
+    def write_until_full(path: Path) -> Any:
         nonlocal states
-        states += path.name == "last.pt"
+        states += 1
         if states == 4:  # the second epoch of the first teacher
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        atomic_write(path, data)
+        return atomic_file(path)
 
-    monkeypatch.setattr("coterie.trainer.atomic_write", write_until_full)
+    monkeypatch.setattr("coterie.states.atomic_file", write_until_full)
     with pytest.raises(RunError, match=r"run stopped: No space left on device.*goes on from the last"):
         run(config)
     assert [training.state for training in RunFolder(tmp_path / "run").trainings()][:2] == ["done", "pending"]
-    state = torch.load(tmp_path / "run" / "teachers" / "co-occurrence-0" / "last.pt", weights_only=True)
-    assert state["state"]["epoch"] == 1
+    (path,) = (tmp_path / "run" / "teachers" / "co-occurrence-0").glob("state-*.pt")
+    state = read_state(path)
+    assert state is not None
+    assert state["progress"]["epoch"] == 1
     monkeypatch.undo()
     assert run(config).metrics == finished_run.metrics
 

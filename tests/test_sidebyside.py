@@ -132,8 +132,7 @@ def test_processes_end_with_the_run_that_started_them(tmp_path: Path) -> None:
     words = [*RUN_WORDS, f"data={table}", f"out={tmp_path / 'run'}", "jobs=2", "train.epochs=100000"]
     command = f"import sys; sys.argv[1:] = {['run', *words]!r}; from coterie.cli import main; main()"
     process = subprocess.Popen([sys.executable, "-c", command], stdout=subprocess.DEVNULL)
-    states = [tmp_path / "run" / name / "last.pt" for name in ("baseline", "teachers/co-occurrence-0")]
-    while not all(state.exists() for state in states):
+    while not all(list((tmp_path / "run" / name).glob("state-*.pt")) for name in TWO):
         assert process.poll() is None
         time.sleep(0.05)
     process.kill()

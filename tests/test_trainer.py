@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import json
 import logging
+import random
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
-from coterie.config import TrainConfig, load_config
+from coterie.config import ResumeConfig, TrainConfig, load_config
 from coterie.data.dataset import MultiLabelDataset
 from coterie.errors import ConfigError, RunError
-from coterie.losses import binary_cross_entropy
+from coterie.lockstep import train
+from coterie.losses import ClassificationLoss, binary_cross_entropy
+from coterie.states import DIVERGED_FILE, PATTERN, States, read_state
 from coterie.tasks import ClassificationTask
-from coterie.trainer import STATE_FILE, make_fabric, make_optimizer, make_scheduler, prepare
+from coterie.trainer import _Recent, make_fabric, make_optimizer, make_scheduler, prepare
 from tests.tiny import RunnableTrainer, cpu_fabric, equal_weights, make_dataset, make_trainer, tiny_net
 
 STEPS_IN_AN_EPOCH = 3  # 24 training images in batches of 8
@@ -49,9 +54,11 @@ def raising(error: BaseException) -> Callable[[Tensor], Tensor]:
     return fail
 
 
-def kept_epoch(folder: Path) -> int:
-    epoch: int = torch.load(folder / STATE_FILE, weights_only=True)["state"]["epoch"]
-    return epoch
+def kept(folder: Path) -> tuple[int, int]:
+    """The epochs and the steps of the next one after which the newest state was kept."""
+    content = read_state(max(folder.glob(PATTERN)))
+    assert content is not None
+    return content["progress"]["epoch"], content["progress"]["within"]["steps"]
 
 
 def test_a_training_reads_train_and_val_images_and_no_others(
@@ -196,28 +203,122 @@ def test_gradients_are_clipped(tmp_path: Path) -> None:
     assert norm_of_last_gradient(None) > 0.01
 
 
-def test_a_loss_that_is_not_a_number_ends_the_training_and_keeps_the_epoch_before(tmp_path: Path) -> None:
-    loss = failing_loss(STEPS_IN_AN_EPOCH + 1, lambda value: value * float("nan"))
-    with pytest.raises(RunError, match=r"is nan in epoch 2 of 3.*Lower the learning rate \(lr=0.01\)"):
-        make_trainer(tmp_path, epochs=3, loss=loss).run()
-    assert kept_epoch(tmp_path) == 1
+class Breaking(torch.autograd.Function):
+    """A value whose gradient is not a number."""
+
+    @staticmethod
+    def forward(_: Any, value: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def backward(_: Any, gradient: Tensor) -> Tensor:
+        return gradient * float("nan")
 
 
-def test_weights_that_break_in_the_last_step_of_an_epoch_are_not_kept(tmp_path: Path) -> None:
-    # the loss is finite, its gradient is not: only validation shows it
-    class Breaking(torch.autograd.Function):
-        @staticmethod
-        def forward(_: Any, value: Tensor) -> Tensor:
-            return value.clone()
+def diverging(folder: Path, at_step: int, **settings: Any) -> str:
+    """What a training of three epochs says whose loss is not a number at a step, counted from 1."""
+    loss = failing_loss(at_step, lambda value: value * float("nan"))
+    with pytest.raises(RunError) as caught:
+        make_trainer(folder, epochs=3, loss=loss, **settings).run()
+    return str(caught.value)
 
-        @staticmethod
-        def backward(_: Any, gradient: Tensor) -> Tensor:
-            return gradient * float("nan")
 
+def test_a_loss_that_is_not_a_number_is_told_with_its_step_its_images_and_the_losses_before(
+    tmp_path: Path,
+) -> None:
+    losses: list[float] = []
+
+    def loss(logits: Tensor, targets: Tensor) -> Tensor:
+        value = binary_cross_entropy(logits, targets)
+        losses.append(value.item())
+        return value * float("nan") if len(losses) == STEPS_IN_AN_EPOCH + 2 else value
+
+    dataset = make_dataset()
+    trainer = make_trainer(tmp_path, epochs=3, loss=loss, dataset=dataset)
+    batch = list(make_trainer(tmp_path / "other", dataset=dataset).data.training.epoch(1))[1]
+    images = [dataset.image_ids[index] for index in batch.indices]
+    with pytest.raises(RunError) as caught:
+        trainer.run()
+    said = f"'{images[0]}', '{images[1]}', '{images[2]}' and 5 more ({tmp_path / DIVERGED_FILE} has all)"
+    before = ", ".join(f"{loss:.4g}" for loss in losses[:-1])
+    assert str(caught.value) == (
+        f"the loss of {tmp_path.name} is nan in epoch 2 of 3, at step 2 of 3, with the images {said}; "
+        f"the last finite losses are {before}; epoch 1 is kept in {tmp_path}. Lower the learning rate "
+        "(lr=0.01) or lower grad_clip (now 1), and start again with --update"
+    )
+    written = json.loads((tmp_path / DIVERGED_FILE).read_text())
+    assert (written["epoch"], written["step"], written["images"]) == (2, 2, images)
+    assert written["last finite losses"] == pytest.approx(losses[:-1])
+    assert kept(tmp_path) == (1, 0)
+
+
+def test_what_to_change_depends_on_what_is_set(tmp_path: Path) -> None:
+    said = diverging(tmp_path, 1, grad_clip=None, precision="bf16", reduction="sum")
+    assert "at step 1 of 3" in said
+    assert "finite losses" not in said
+    assert (
+        "no step before is kept. Lower the learning rate (lr=0.01), use precision=fp32, set grad_clip=1 or "
+        "set reduction=mean, and start again with --update" in said
+    )
+
+
+def test_the_state_before_the_divergence_is_kept_and_the_same_is_said_again(tmp_path: Path) -> None:
+    said = diverging(tmp_path, 6, resume=ResumeConfig(steps=1))
+    assert "at step 3 of 3" in said
+    assert f"epoch 2, step 2 is kept in {tmp_path}" in said
+    assert kept(tmp_path) == (1, 2)
+    assert diverging(tmp_path, 1, resume=ResumeConfig(steps=1)) == said
+
+
+@pytest.mark.parametrize("every", [1, 2, 100])
+def test_losses_are_read_every_so_many_steps_and_the_step_is_still_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int
+) -> None:
+    reads: list[int] = []
+
+    class Seldom(_Recent):
+        def __init__(self, device: torch.device) -> None:
+            super().__init__(device)
+            self._values = torch.zeros(every, 2)
+
+        def read(self) -> list[list[float]]:
+            reads.append(self._count)
+            return super().read()
+
+    monkeypatch.setattr("coterie.trainer._Recent", Seldom)
+    assert "is nan in epoch 2 of 3, at step 1 of 3" in diverging(tmp_path, STEPS_IN_AN_EPOCH + 1)
+    assert kept(tmp_path) == (1, 0)
+    ends = {1: [1, 1, 1, 0, 1], 2: [2, 1, 2], 100: [3, 3]}
+    assert reads == ends[every]
+
+
+@pytest.mark.parametrize(
+    ("grad_clip", "what"), [(1.0, "gradient of .* is nan"), (None, "weights of .* are not")]
+)
+def test_weights_that_break_in_the_last_step_of_an_epoch_are_not_kept(
+    tmp_path: Path, grad_clip: float | None, what: str
+) -> None:
+    # the loss is finite, its gradient is not
     loss = failing_loss(2 * STEPS_IN_AN_EPOCH, lambda value: Breaking.apply(value))
-    with pytest.raises(RunError, match="logits that are not finite in epoch 2 of 3"):
-        make_trainer(tmp_path, epochs=3, loss=loss).run()
-    assert kept_epoch(tmp_path) == 1
+    with pytest.raises(RunError, match=f"the {what}.* in epoch 2 of 3, at step 3 of 3"):
+        make_trainer(tmp_path, epochs=3, loss=loss, grad_clip=grad_clip).run()
+    assert kept(tmp_path) == (1, 0)
+
+
+def test_weights_that_break_are_not_kept_within_an_epoch(tmp_path: Path) -> None:
+    loss = failing_loss(STEPS_IN_AN_EPOCH + 2, lambda value: Breaking.apply(value))
+    with pytest.raises(RunError, match=r"weights of .* are not finite in epoch 2 of 3, at step 2 of 3"):
+        make_trainer(tmp_path, epochs=3, loss=loss, grad_clip=None, resume=ResumeConfig(steps=1)).run()
+    assert kept(tmp_path) == (1, 1)
+
+
+def test_logits_that_are_not_finite_on_validation_end_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer(tmp_path)
+    monkeypatch.setattr(trainer, "validate", lambda batch: torch.full((len(batch), 4), float("inf")))
+    with pytest.raises(RunError, match=r"validation of .* gives logits that are not finite in epoch 1 of 2"):
+        trainer.run()
 
 
 def test_too_small_a_memory_is_said_with_what_to_change(tmp_path: Path) -> None:
@@ -267,25 +368,123 @@ def test_one_seed_gives_one_result_and_another_seed_another(tmp_path: Path) -> N
     assert not equal_weights(one, other)
 
 
-@pytest.mark.parametrize(
-    "stopped_at_step",
-    [1, STEPS_IN_AN_EPOCH + 1, 2 * STEPS_IN_AN_EPOCH, 3 * STEPS_IN_AN_EPOCH - 1],
-    ids=["before the first step", "between epochs", "in an epoch", "in the last epoch"],
-)
-def test_a_stopped_training_ends_as_one_never_stopped(tmp_path: Path, stopped_at_step: int) -> None:
-    undisturbed = make_trainer(tmp_path / "undisturbed", epochs=3)
+class Drawing(nn.Module):
+    """A net that draws from every global generator in each step."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        self.net = tiny_net(seed)
+
+    def forward(self, images: Tensor) -> Tensor:
+        noise = torch.rand(()) + random.random() + float(np.random.rand()) if self.training else 0  # noqa: NPY002
+        logits: Tensor = self.net(images) * (1 + noise)
+        return logits
+
+
+def drawing(folder: Path, loss: ClassificationLoss = binary_cross_entropy, **named: Any) -> RunnableTrainer:
+    task = ClassificationTask(Drawing(), list(range(4)), loss)
+    return make_trainer(folder, task=task, epochs=3, **named)
+
+
+def disturb_generators() -> None:
+    """As in another process."""
+    torch.manual_seed(99)
+    random.seed(99)
+    np.random.seed(99)  # noqa: NPY002
+
+
+@pytest.mark.parametrize("stopped_at_step", range(1, 3 * STEPS_IN_AN_EPOCH + 1))
+@pytest.mark.parametrize("every", [None, 1, 2])
+def test_a_training_stopped_at_any_step_ends_as_one_never_stopped(
+    tmp_path: Path, stopped_at_step: int, every: int | None
+) -> None:
+    undisturbed = drawing(tmp_path / "undisturbed")
     expected = undisturbed.run()
     loss = failing_loss(stopped_at_step, raising(KeyboardInterrupt()))
+    resume = ResumeConfig(steps=every)
     with pytest.raises(KeyboardInterrupt):
-        make_trainer(tmp_path / "stopped", epochs=3, loss=loss).run()
-    torch.manual_seed(99)  # another process has another state of the generator
-    trainer = make_trainer(tmp_path / "stopped", epochs=3)
-    assert trainer.state.epoch == (stopped_at_step - 1) // STEPS_IN_AN_EPOCH
+        drawing(tmp_path / "stopped", loss, resume=resume).run()
+    disturb_generators()
+    trainer = drawing(tmp_path / "stopped", resume=resume)
+    epoch, step = divmod(stopped_at_step - 1, STEPS_IN_AN_EPOCH)
+    assert (trainer.state.epoch, trainer.state.step) == (epoch, step - step % every if every else 0)
     state = trainer.run()
     assert equal_weights(trainer.task.model.state_dict(), undisturbed.task.model.state_dict())
     assert equal_weights(trainer.evaluated.state_dict(), undisturbed.evaluated.state_dict())
     assert equal_weights(state.best_weights, expected.best_weights)
     assert (state.best_epoch, state.best_map) == (expected.best_epoch, expected.best_map)
+    timeless = [
+        [{name: line[name] for name in ("epoch", "loss", "lr", "val_mAP")} for line in history]
+        for history in (state.history, expected.history)
+    ]
+    assert timeless[0] == timeless[1]
+
+
+def test_what_was_done_of_an_epoch_is_not_loaded_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loss = failing_loss(3, raising(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        make_trainer(tmp_path, epochs=1, loss=loss, resume=ResumeConfig(steps=1)).run()
+    dataset = make_dataset()
+    trainer = make_trainer(tmp_path, epochs=1, dataset=dataset)
+    third = trainer.data.training.sampler.batches(0)[2]
+    read: list[int] = []
+    load_image = MultiLabelDataset.load_image
+
+    def recorded(self: MultiLabelDataset, index: int) -> Image.Image:
+        read.append(index)
+        return load_image(self, index)
+
+    monkeypatch.setattr(MultiLabelDataset, "load_image", recorded)
+    trainer.run()
+    assert read == [*third, *dataset.indices("val")]
+
+
+def test_the_bar_of_a_training_that_goes_on_starts_where_it_was(tmp_path: Path) -> None:
+    advanced: list[int] = []
+
+    class Watcher:
+        def advance(self, images: int) -> None:
+            advanced.append(images)
+
+        def epoch_done(self, _: dict[str, Any]) -> None: ...
+
+    loss = failing_loss(3, raising(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        make_trainer(tmp_path, epochs=1, loss=loss, resume=ResumeConfig(steps=1)).run()
+    train(make_trainer(tmp_path, epochs=1), Watcher())
+    assert advanced == [16, 8]
+
+
+def test_by_default_a_short_training_keeps_its_state_after_epochs_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert kept_at(tmp_path, monkeypatch, ResumeConfig()) == [3, 6]
+
+
+def test_a_state_is_kept_when_so_much_time_has_passed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+
+    def loss(logits: Tensor, targets: Tensor) -> Tensor:
+        nonlocal now
+        now += 60
+        return binary_cross_entropy(logits, targets)
+
+    monkeypatch.setattr("coterie.trainer.time", SimpleNamespace(monotonic=lambda: now))
+    assert kept_at(tmp_path / "2", monkeypatch, ResumeConfig(minutes=2), loss=loss) == [2, 3, 5, 6]
+    assert kept_at(tmp_path / "none", monkeypatch, ResumeConfig(minutes=None), loss=loss) == [3, 6]
+
+
+def kept_at(folder: Path, monkeypatch: pytest.MonkeyPatch, resume: ResumeConfig, **named: Any) -> list[int]:
+    """The steps after which a training of two epochs keeps its state."""
+    steps: list[int] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(States, "keep", lambda _, step, __: steps.append(step))
+        make_trainer(folder, resume=resume, **named).run()
+    return steps
 
 
 def test_a_finished_training_is_taken_up_without_a_step(tmp_path: Path) -> None:
@@ -294,23 +493,37 @@ def test_a_finished_training_is_taken_up_without_a_step(tmp_path: Path) -> None:
     assert equal_weights(state.best_weights, expected.best_weights)
 
 
-@pytest.mark.parametrize("damage", ["truncated", "text", "empty", "another object"])
-def test_a_state_that_cannot_be_read_is_ignored(tmp_path: Path, damage: str) -> None:
-    make_trainer(tmp_path, epochs=1).run()
-    path = tmp_path / STATE_FILE
-    if damage == "another object":
-        torch.save([1, 2, 3], path)
-    else:
-        new = {"truncated": path.read_bytes()[:-500], "text": b"not a state", "empty": b""}
-        path.write_bytes(new[damage])
-    assert make_trainer(tmp_path, epochs=1).state.epoch == 0
+def test_a_damaged_state_is_told_and_the_one_before_leads_to_the_same_weights(tmp_path: Path) -> None:
+    expected = make_trainer(tmp_path, epochs=3).run()
+    newest = max(tmp_path.glob(PATTERN))
+    newest.write_bytes(newest.read_bytes()[:-500])
+    notes: list[str] = []
+    trainer = make_trainer(tmp_path, epochs=3, notes=notes)
+    assert notes == [
+        f"{tmp_path.name}: state-00000009.pt damaged and left out; it goes on from state-00000006.pt"
+    ]
+    assert trainer.state.epoch == 2
+    assert equal_weights(trainer.run().best_weights, expected.best_weights)
 
 
 def test_a_state_of_another_key_is_ignored(tmp_path: Path) -> None:
     make_trainer(tmp_path, key="one").run()
-    trainer = make_trainer(tmp_path, key="two")
+    notes: list[str] = []
+    trainer = make_trainer(tmp_path, key="two", notes=notes)
     assert trainer.state.epoch == 0
     assert equal_weights(trainer.task.model.state_dict(), tiny_net(0).state_dict())
+    assert notes == []
+
+
+def test_a_state_that_fits_in_part_is_refused(tmp_path: Path) -> None:
+    make_trainer(tmp_path).run()
+    other = ClassificationTask(tiny_net(num_classes=3), [0, 1, 2], binary_cross_entropy)
+    with pytest.raises(
+        RunError, match=r"the state in .* does not fit .*: .*; delete its state-\*\.pt to train"
+    ):
+        make_trainer(tmp_path, task=other)
+    with pytest.raises(RunError, match=r"does not fit .*: it has model, averaged, optimizer, scheduler"):
+        make_trainer(tmp_path, ema=None)
 
 
 def test_in_bfloat16_the_loss_and_the_weights_stay_float32(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from coterie.config import TrainConfig, load_config
+from coterie.config import ResumeConfig, TrainConfig, load_config
 from coterie.data.dataset import MultiLabelDataset
 from coterie.data.loading import ResizedImages, plain_batches, training_batches
 from coterie.data.transforms import Preprocessing
@@ -124,6 +124,7 @@ def make_data(dataset: MultiLabelDataset, batch_size: int = 8, seed: int = 0) ->
         training_batches(images, "train", batch_size, None, seed),
         plain_batches(images, dataset.indices("val"), 64),
         preprocessing,
+        dataset.image_ids,
     )
 
 
@@ -143,14 +144,19 @@ def make_trainer(
     seed: int = 0,
     precision: str = "fp32",
     key: str = "key",
+    resume: ResumeConfig | None = None,
+    notes: list[str] | None = None,
     **settings: Any,
 ) -> RunnableTrainer:
-    """A trainer of `task`, by default a `Net` for all classes, in `folder`."""
+    """A trainer of `task`, by default a `Net` for all classes, in `folder`; what it says goes to `notes`."""
     dataset = make_dataset() if dataset is None else dataset
     task = task or ClassificationTask(tiny_net(seed), list(range(dataset.num_classes)), loss)
     chosen = TrainConfig(**{"epochs": 2, "batch_size": 8, "lr": 0.01, "ema": 0.9} | settings)
     data = make_data(dataset, chosen.batch_size, seed)
-    return RunnableTrainer(task, data, chosen, cpu_fabric(precision), folder, key=key, seed=seed)
+    note = (notes if notes is not None else []).append
+    return RunnableTrainer(
+        task, data, chosen, cpu_fabric(precision), folder, key=key, seed=seed, resume=resume, note=note
+    )
 
 
 def equal_weights(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:

@@ -424,6 +424,15 @@ class TrainConfig(Section):
         return range(min(self.epochs, self.views or self.epochs))
 
 
+class ResumeConfig(Section):
+    """When the state of a training is kept besides after every epoch: what a kill may cost."""
+
+    minutes: float | None = Field(
+        10.0, ge=0, description="keep the state so long after the last one; null: only after epochs"
+    )
+    steps: int | None = Field(None, ge=1, description="keep the state so many steps after the last one")
+
+
 class DistillConfig(Section):
     """The student's loss, (1 - w) * cls + w * (a * kd(co) + (1 - a) * kd(dis)), and its teachers' answers.
 
@@ -499,6 +508,7 @@ class Config(Section):
     teacher: TrainConfig = TrainConfig()
     student: TrainConfig = TrainConfig()
     distill: DistillConfig = DistillConfig()
+    resume: ResumeConfig = ResumeConfig()
 
     @model_validator(mode="before")
     @classmethod

@@ -6,26 +6,36 @@ import hashlib
 import json
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 
-def atomic_write(path: Path, data: bytes | str) -> None:
-    """Put `data` (text as UTF-8) at `path` in one step; makes the folder where it is missing.
+@contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that takes its place at `path` in one step, at the end of the block; makes the folder
+    where it is missing.
 
-    Raises OSError where that cannot be done, and then `path` is as it was.
+    Raises OSError where that cannot be done; then, and where the block raises, `path` is as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # the same folder: a rename is one step only within a file system
     unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with unfinished.open("xb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def atomic_write(path: Path, data: bytes | str) -> None:
+    """Put `data` (text as UTF-8) at `path` in one step, as `atomic_file` does."""
+    with atomic_file(path) as file:
+        file.write(data.encode() if isinstance(data, str) else data)
 
 
 def file_sha256(path: Path) -> str:

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 from coterie.data.loading import Batch
 from coterie.errors import RunError
+from coterie.scalars import ScalarLog
 from coterie.trainer import EpochWatcher, Prepared, Progressed, Trainer, prepare
 
 
@@ -34,7 +34,7 @@ class Member:
 def train(trainer: Trainer, watcher: EpochWatcher | None = None) -> Progressed:
     """Train the epochs that are left: the state with the best weights.
 
-    Raises RunError where the loss is no longer finite, or the memory too small; the epochs before are kept.
+    Raises RunError where the loss is no longer finite, or the memory too small; the last state is kept.
     """
     ((_, error),) = train_together([Member(trainer, watcher)])
     if error is not None:
@@ -53,11 +53,11 @@ def train_together(members: Sequence[Member]) -> Iterator[tuple[Member, RunError
     # also for one alone: features that a wrapped task is given are rounded to the precision of the run
     shares_frozen = len(parts := {_frozen_part(member) for member in active}) == 1 and None not in parts
     with ExitStack() as stack:
-        writers = {member: stack.enter_context(_writer(member.trainer)) for member in active}
+        logs = {member: stack.enter_context(closing(_scalars(member.trainer))) for member in active}
         while active:
             epoch = min(member.trainer.state.epoch for member in active)
             group = [member for member in active if member.trainer.state.epoch == epoch]
-            stopped = _train_epoch([member for member in group if not member.is_over], shares_frozen, writers)
+            stopped = _train_epoch([member for member in group if not member.is_over], shares_frozen, logs)
             for member in group:
                 if member in stopped or member.is_over:
                     active.remove(member)
@@ -65,9 +65,12 @@ def train_together(members: Sequence[Member]) -> Iterator[tuple[Member, RunError
 
 
 def _train_epoch(
-    members: Sequence[Member], shares_frozen: bool, writers: dict[Member, SummaryWriter]
+    members: Sequence[Member], shares_frozen: bool, logs: dict[Member, ScalarLog]
 ) -> dict[Member, RunError]:
-    """One pass over the training images and one over those of validation; what stopped whom."""
+    """One pass over the training images and one over those of validation; what stopped whom.
+
+    One that was stopped in the middle of the epoch takes its part from the step where it was.
+    """
     stopped: dict[Member, RunError] = {}
     left = list(members)
     if not left:
@@ -77,13 +80,17 @@ def _train_epoch(
     def without_stopped() -> list[Member]:
         return [member for member in members if member not in stopped]
 
+    done = {member: member.trainer.state.step for member in left}
     for member in left:
         member.trainer.start_epoch(member.watcher)
+    first = min(done.values())
     asked = time.monotonic()
-    for number, batch in enumerate(data.training.epoch(epoch)):
+    for number, batch in enumerate(data.training.epoch(epoch, first), first):
         prepared = _prepared(left[0].trainer, batch, shares_frozen)
         loading = (time.monotonic() - asked) / len(left)
         for member in left:
+            if number < done[member]:
+                continue
             try:
                 member.trainer.step(prepared, number, loading)
             except RunError as error:
@@ -94,7 +101,7 @@ def _train_epoch(
     logits, targets = _validated(left, stopped)
     for member in without_stopped():
         try:
-            line = member.trainer.finish_epoch(torch.cat(logits[member]), targets, writers[member])
+            line = member.trainer.finish_epoch(torch.cat(logits[member]), targets, logs[member])
         except RunError as error:
             stopped[member] = error
         else:
@@ -142,5 +149,5 @@ def _frozen_part(member: Member) -> str | None:
     return None if task.cut is None or task.needs_images else task.cut.sha256()
 
 
-def _writer(trainer: Trainer) -> SummaryWriter:
-    return SummaryWriter(str(trainer.folder / "tensorboard"), purge_step=trainer.state.epoch + 1)
+def _scalars(trainer: Trainer) -> ScalarLog:
+    return ScalarLog(trainer.folder / "tensorboard", trainer.state.epoch + 1)

@@ -14,6 +14,7 @@ from rich.console import Console
 from coterie.checkpoint import load_model
 from coterie.config import Config
 from coterie.data.dataset import MultiLabelDataset
+from coterie.data.loading import lost_process
 from coterie.diagnostics import DIAGNOSTICS_FILE, PARTITIONS, SCHEMA_VERSION, Leaning
 from coterie.errors import ConfigError, RunError, did_you_mean
 from coterie.evaluation import Results, left_out_notes, results_table
@@ -130,12 +131,20 @@ def run(
             keep_data(folder.path, content_hash([asdict(inputs), dataset.class_names]), dataset)
             _keep_diagnostics(folder, config, dataset, partitions, inputs)
         except OSError as error:
-            raise RunError(
-                f"the run in {folder.path} stopped: {error.strerror or error}. Put that right and start it "
-                "again: it goes on from the last finished epoch"
-            ) from error
+            raise _stopped(folder, error.strerror or str(error)) from error
+        except RuntimeError as error:
+            if (what := lost_process(error)) is None:
+                raise
+            raise _stopped(folder, what) from error
     _report(folder.path, results, done, time.monotonic() - begun, console)
     return Run(folder.path, config, results, factory.builder, leaning)
+
+
+def _stopped(folder: RunFolder, what: str) -> RunError:
+    return RunError(
+        f"the run in {folder.path} stopped: {what}. Put that right and start it again: it goes on from the "
+        "last state that it kept"
+    )
 
 
 def planned_trainings(class_names: tuple[str, ...], partitions: Mapping[str, Partition]) -> list[Training]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -73,11 +74,12 @@ def check_frozen(config: Config, factory: ModelFactory, model: nn.Module) -> Non
 
 
 def describe_start(factory: ModelFactory, model: nn.Module) -> dict[str, Any]:
-    """What the settings only point to: the shapes of a user's own model, the content of the files of weights
-    and of word vectors.
+    """What the settings only point to: the shapes of a user's own model, what it wants images to be, the
+    content of the files of weights and of word vectors.
     """
     files = {name: getattr(factory.settings, name) for name in ("weights", "word_vectors")}
     return {
+        "preprocessing": asdict(factory.preprocessing),
         "shapes": {name: list(tensor.shape) for name, tensor in model.state_dict().items()},
         **{name: None if path is None else file_sha256(path) for name, path in files.items()},
     }
@@ -119,8 +121,8 @@ def check_space(path: Path, model: nn.Module, trainings: Sequence[Training], at_
     that are under way `at_once`.
     """
     size = sum(tensor.nbytes for tensor in model.state_dict().values())
-    # the state holds model, average, best and two moments, and is written beside the one before
-    needed = size * (len(trainings) + 10 * min(at_once, len(trainings)))
+    # the state holds model, average, best and two moments, and is written beside the two before
+    needed = size * (len(trainings) + 15 * min(at_once, len(trainings)))
     free = shutil.disk_usage(path).free
     if free < needed:
         raise RunError(

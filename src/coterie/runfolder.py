@@ -26,6 +26,7 @@ METRICS_FILE = "metrics.json"
 INDIFFERENT = (
     *("out", "device", "jobs", "together", "data.source", "data.format", "data.image_root", "data.workers"),
     *("data.cache_gb", "data.disk_cache_gb", "model.weights", "model.word_vectors", "cache_dir"),
+    *("resume.minutes", "resume.steps"),
 )
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 
 
@@ -13,6 +15,16 @@ def derive_seed(*parts: object) -> int:
     """A seed in 0..2**63-1 from a seed and names, such as `derive_seed(0, "student", "views", 3)`."""
     text = "\0".join(str(part) for part in parts)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
+
+
+def seed_everything(*parts: object) -> None:
+    """Seed the global generators from `parts`: torch's, of every device, Python's and NumPy's, which a model
+    of a user's own may draw from.
+    """
+    seed = derive_seed(*parts)
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002  # the one that a model would draw from
 
 
 @contextmanager

@@ -61,7 +61,7 @@ def train_side_by_side(
     manifest's entry of each training as it is finished, or with why it failed.
 
     On the CPU the processes share torch's threads; on GPUs each takes a device in turn. A process that dies
-    is started once more, each of its trainings by itself, and goes on from the last finished epochs.
+    is started once more, each of its trainings by itself, and goes on from its last state.
     """
     waiting, slots = deque(map(list, groups)), list(reversed(range(processes)))
     attempts = dict.fromkeys((job.training.name for group in groups for job in group), 0)
@@ -146,7 +146,7 @@ class _Worker:
         yield from results
 
     def stop(self) -> None:
-        """End the process, whatever it does: its last finished epoch is kept."""
+        """End the process, whatever it does: its last states are kept."""
         self._process.terminate()
         self._end()
 

@@ -14,7 +14,7 @@ from lightning_fabric import Fabric
 from rich.console import Console
 from torch import nn
 
-from coterie.checkpoint import load_model, read_checkpoint, write_description
+from coterie.checkpoint import read_checkpoint, write_description
 from coterie.config import BASELINE, STUDENT, Config, TrainConfig
 from coterie.data.dataset import MultiLabelDataset
 from coterie.data.loading import ResizedImages
@@ -37,9 +37,9 @@ from coterie.preparation import branch_weights, training_graph
 from coterie.progress import Bars, say
 from coterie.runfolder import METRICS_FILE, RunFolder, Training, measurement_key, read_keyed, reset
 from coterie.sidebyside import train_side_by_side
+from coterie.states import remove_states
 from coterie.store import Store
 from coterie.teachers import Branch, Ensemble
-from coterie.trainer import STATE_FILE
 from coterie.training import Failed, Job, Workshop, grouped
 
 # branch -> the name of its teachers in tables
@@ -65,7 +65,6 @@ class Stages:
         self.folder = folder
         self.dataset = dataset
         self.factory = factory
-        self.builder = factory.builder
         self.fabric = fabric
         self.console = console
         self.fingerprint = fingerprint
@@ -118,6 +117,7 @@ class Stages:
             key = self._key(training)
             if self._is_done(training):
                 say(self.console, f"{training.name}: done before")
+                remove_states(self.folder.path / training.name)  # of a run killed when it was just finished
                 self._renew_threshold(training)
                 self._share(training)
             elif training.name in chosen and not self._take(training, key):
@@ -138,7 +138,7 @@ class Stages:
         config = self.config.to_values()
         write_description(path, replace(untuned, threshold=self.config.threshold, config=config))
         self.folder.record(taken)
-        (path / STATE_FILE).unlink(missing_ok=True)
+        remove_states(path)
         say(self.console, f"{taken.name}: taken from {self.store.path}, val mAP {_percent(taken.val_map)}")
         return True
 
@@ -166,7 +166,7 @@ class Stages:
                     failures.append(result)
                     continue
                 self.folder.record(result)
-                (self.folder.path / result.name / STATE_FILE).unlink(missing_ok=True)
+                remove_states(self.folder.path / result.name)
                 self._share(result)
                 self._tell(result)
         if len(jobs) == 1 and failures:
@@ -290,7 +290,8 @@ class Stages:
             if (chosen is not None and name not in chosen) or not set(parts) <= set(done):
                 continue
             if not kinds:
-                models[name] = load_model(self.folder.path / name, self.builder)[0]
+                (training,) = [training for training in trainings if training.name == name]
+                models[name] = self.workshop.load(training)
             else:
                 models[name] = branch(*kinds) if len(kinds) == 1 else Ensemble([*map(branch, kinds)])
         return models

@@ -5,11 +5,11 @@ Baseline, teachers and student all are trainings of this kind; `lockstep.py` dri
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -22,24 +22,26 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.optim.optimizer import Optimizer
-from torch.utils.tensorboard import SummaryWriter
 
-from coterie.config import Config, TrainConfig
+from coterie.config import Config, ResumeConfig, TrainConfig
 from coterie.data.loading import Batch, Batches
 from coterie.data.transforms import Preprocessing
-from coterie.errors import ConfigError, RunError
+from coterie.errors import ConfigError, RunError, shortened
 from coterie.files import atomic_write
 from coterie.metrics import average_precision
 from coterie.models.cut import Cut
-from coterie.seeding import derive_seed
+from coterie.scalars import ScalarLog
+from coterie.seeding import seed_everything
+from coterie.states import DIVERGED_FILE, States
 from coterie.tasks import Task
 
 # Fabric says which precision it uses and the like, between the lines of a run.
 logging.getLogger("lightning_fabric.utilities.rank_zero").setLevel(logging.WARNING)
 
-STATE_FILE = "last.pt"
-STATE_SCHEMA = 1
 LOG_FILE = "log.jsonl"
+# Reading a number from a GPU waits for all that it has to do: not in every step.
+STEPS_BETWEEN_READS = 32
+LOSSES_SAID = 5
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 
@@ -64,22 +66,35 @@ class Reporter(Protocol):
 
 @dataclass(frozen=True)
 class Data:
-    """Batches to train on, batches to choose the epoch by, and what turns their pixels into images."""
+    """Batches to train on, batches to choose the epoch by, what turns their pixels into images, and the ids
+    of all images by their positions.
+    """
 
     training: Batches
     validation: Batches
     preprocessing: Preprocessing
+    image_ids: Sequence[str]
 
 
 @dataclass
 class Progressed:
-    """How far a training has come; saved after every epoch, with the weights it has."""
+    """How far a training has come: the finished epochs, what the one under way has summed up so far, and the
+    last losses. Saved with the weights it has.
+    """
 
     epoch: int
     best_epoch: int
     best_map: float | None
     best_weights: dict[str, Tensor]
     history: list[dict[str, Any]]
+    losses: list[float]
+    within: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        """The steps of the epoch under way that are done."""
+        steps: int = self.within.get("steps", 0)
+        return steps
 
 
 def make_fabric(config: Config, index: int = 0) -> Fabric:
@@ -117,15 +132,26 @@ class Prepared:
 
 
 class _Epoch:
-    """What an epoch sums up."""
+    """What an epoch sums up; `within` is what it had summed up when it was stopped."""
 
-    def __init__(self, watcher: EpochWatcher | None) -> None:
+    def __init__(
+        self, watcher: EpochWatcher | None, within: dict[str, Any] | None = None, device: Any = None
+    ) -> None:
         self.watcher = watcher
-        self.sums: dict[str, Tensor] = {}
-        self.steps = 0
-        self.images = 0
-        self.seconds = 0.0
-        self.rate = 0.0
+        within = within or {"sums": {}, "steps": 0, "images": 0, "seconds": 0.0, "rate": 0.0}
+        self.sums: dict[str, Tensor] = {name: total.to(device) for name, total in within["sums"].items()}
+        self.steps: int = within["steps"]
+        self.images: int = within["images"]
+        self.seconds: float = within["seconds"]
+        self.rate: float = within["rate"]
+        if watcher is not None and self.images:
+            watcher.advance(self.images)
+
+    def within(self) -> dict[str, Any]:
+        """What is summed up so far."""
+        sums = {name: total.cpu() for name, total in self.sums.items()}
+        numbers = {name: getattr(self, name) for name in ("steps", "images", "seconds", "rate")}
+        return {"sums": sums, **numbers}
 
     def add(self, outputs: dict[str, Tensor], images: int, seconds: float) -> None:
         for name, value in outputs.items():
@@ -144,11 +170,38 @@ class _Epoch:
         return losses | {"lr": self.rate, "images_per_second": speed, "seconds": self.seconds}
 
 
+class _Recent:
+    """Losses and norms of the gradient since they were last read: they stay on the device until then."""
+
+    def __init__(self, device: torch.device) -> None:
+        # on the CPU a number is there when it is computed
+        size = 1 if device.type == "cpu" else STEPS_BETWEEN_READS
+        self._values = torch.zeros(size, 2, device=device)
+        self._count = 0
+
+    @property
+    def are_full(self) -> bool:
+        return self._count == len(self._values)
+
+    def add(self, loss: Tensor, norm: Tensor | None) -> None:
+        self._values[self._count, 0] = loss.detach()
+        if norm is not None:
+            self._values[self._count, 1] = norm
+        self._count += 1
+
+    def read(self) -> list[list[float]]:
+        """[loss, norm] of each step; the norm is 0 where there is none."""
+        values: list[list[float]] = self._values[: self._count].tolist()
+        self._count = 0
+        return values
+
+
 class Trainer:
     """One training, a step at a time; the best epoch is chosen on validation.
 
-    After each epoch the whole state goes to `folder/last.pt`; a state with the same `key` is taken up
-    again, so that the result does not depend on how often it was stopped.
+    After each epoch, and within it as `resume` says, the whole state is kept in `folder`; one with the same
+    `key` is taken up again, so that the result does not depend on when and how often it was stopped. `note`
+    is told of a state that is damaged.
     """
 
     def __init__(
@@ -162,14 +215,16 @@ class Trainer:
         key: str,
         seed: int,
         channels_last: bool = True,
+        resume: ResumeConfig | None = None,
+        note: Callable[[str], object] = lambda _: None,
     ) -> None:
         self.task = task
         self.data = data
         self.settings = settings
         self.fabric = fabric
         self.folder = folder
-        self.key = key
         self.seed = seed
+        self.resume = resume or ResumeConfig()
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         task.to(memory_format=self.memory_format)
         # starts as a copy of the model, and follows it closely at first: a short training must not keep
@@ -190,7 +245,11 @@ class Trainer:
             task.cut = Cut(task.model, settings.frozen, learns=True)
         self._evaluated_cut = None if settings.frozen is None else Cut(self.evaluated, settings.frozen)
         self.scheduler = make_scheduler(self.optimizer, settings, len(data.training) * settings.epochs)
+        self._states = States(folder, key, note)
+        self._recent = _Recent(fabric.device)
         self.state = self._take_up()
+        self._losses = deque(self.state.losses, LOSSES_SAID)
+        self._remember_when_kept()
 
     @property
     def evaluated(self) -> nn.Module:
@@ -198,27 +257,36 @@ class Trainer:
         return self.task.model if self.averaged is None else self.averaged.module
 
     def start_epoch(self, watcher: EpochWatcher | None = None) -> None:
-        """Begin the next epoch; `watcher` is told of every step."""
-        self._epoch = _Epoch(watcher)
+        """Begin the next epoch, or go on in it from the state's step; `watcher` is told of every step."""
+        self._epoch = _Epoch(watcher, self.state.within, self.fabric.device)
         self.task.train()
         if self.task.cut is not None:
             self.task.cut.freeze()
 
     def step(self, batch: Prepared, number: int, loading: float = 0.0) -> None:
         """One step of the optimiser, the `number`th of the epoch, on a batch that took `loading` seconds to
-        come. RunError where the device's memory is too small.
+        come. RunError where the device's memory is too small, or the loss is no longer finite: on a GPU, that
+        is seen some steps later.
         """
         start = time.monotonic()
         epoch = self.state.epoch
         # dropout and the like: from the step, not from what ran before it
-        torch.manual_seed(derive_seed(self.seed, "training", epoch, number))
+        seed_everything(self.seed, "training", epoch, number)
         self._epoch.rate = self.optimizer.param_groups[0]["lr"]
         with self._fitting():
-            outputs = optimize(self.wrapped, self.optimizer, self.fabric, batch.inputs, self.settings)
+            outputs, norm = optimize(self.wrapped, self.optimizer, self.fabric, batch.inputs, self.settings)
         self.scheduler.step()
         if self.averaged is not None:
             self.averaged.update(self.task.model, epoch * len(self.data.training) + number + 1)
         self._epoch.add(outputs, len(batch), time.monotonic() - start + loading)
+        # a scaler of gradients skips the steps whose gradient is not finite
+        self._recent.add(outputs["loss"], None if self._scales else norm)
+        if self._recent.are_full:
+            self._check()
+        if self._is_time_to_keep():
+            self._check()
+            self._check_weights()
+            self._keep()
 
     @torch.no_grad()
     def validate(self, batch: Prepared) -> Tensor:
@@ -232,24 +300,28 @@ class Trainer:
                 logits = cut.upper(images if batch.are_features else cut.lower(images))
         return logits.float().cpu()
 
-    def finish_epoch(self, logits: Tensor, targets: Tensor, writer: SummaryWriter) -> dict[str, Any]:
+    def finish_epoch(self, logits: Tensor, targets: Tensor, scalars: ScalarLog) -> dict[str, Any]:
         """Measure the epoch by the validation's logits [N, C] and targets, and keep the state: the epoch's
         line of the log.
 
-        Raises RunError when the loss or the logits are no longer finite; the epochs before are kept then.
+        Raises RunError when the loss or the logits are no longer finite; the last sound state is kept then.
         """
+        self._check()
+        self._check_weights()
         trained = self._epoch.means()
-        if not math.isfinite(trained["loss"]):
-            raise self._diverged(f"loss of {self.folder.name} is {trained['loss']}")
         if not logits.isfinite().all():
-            raise self._diverged(f"validation of {self.folder.name} gives logits that are not finite")
+            raise self._diverged("validation of {} gives logits that are not finite", self._epoch.steps - 1)
         map_ = mean_average_precision(logits, targets[:, self.task.columns])
-        line = {"epoch": self.state.epoch + 1, **trained, "val_mAP": map_}
+        line: dict[str, Any] = {"epoch": self.state.epoch + 1, **trained, "val_mAP": map_}
         self._take_if_best(line)
         self.state.history.append(line)
         self.state.epoch += 1
-        self._log(writer)
+        self._epoch = _Epoch(None)
+        # before the state: a training that is over when it is taken up logs no more
+        atomic_write(self.folder / LOG_FILE, "".join(json.dumps(line) + "\n" for line in self.state.history))
         self._keep()
+        numbers = {name: value for name, value in line.items() if name != "epoch" and value is not None}
+        scalars.add(line["epoch"], numbers)
         return line
 
     @contextmanager
@@ -262,11 +334,55 @@ class Trainer:
                 f"train.batch_size (now {self.settings.batch_size}), model.image_size or together"
             ) from None
 
-    def _diverged(self, what: str) -> RunError:
+    def _check(self) -> None:
+        """Read the losses since the last check; RunError where one is not finite."""
+        values = self._recent.read()
+        first = self._epoch.steps - len(values)
+        for number, (loss, norm) in enumerate(values, first):
+            if not math.isfinite(loss):
+                raise self._diverged(f"loss of {{}} is {loss}", number)
+            self._losses.append(loss)
+            if not math.isfinite(norm):
+                raise self._diverged(f"gradient of {{}} is {norm}", number)
+
+    def _check_weights(self) -> None:
+        """RunError where weights are not finite; one wait for the device."""
+        finite = [parameter.isfinite().all() for parameter in self.task.model.parameters()]
+        if not torch.stack(finite).all():
+            raise self._diverged("weights of {} are not finite", self._epoch.steps - 1)
+
+    def _diverged(self, what: str, number: int) -> RunError:
+        """What to say of a training that is lost since step `number` of the epoch; all of it in a file."""
+        state, settings, path = self.state, self.settings, self.folder / DIVERGED_FILE
+        sampler = self.data.training.sampler
+        images = [self.data.image_ids[position] for position in sampler.batches(state.epoch)[number]]
+        what, losses = what.format(self.folder.name), list(self._losses)
+        place = {"epoch": state.epoch + 1, "step": number + 1, "lr": self._epoch.rate}
+        content = {"what": what, **place, "last finite losses": losses, "images": images}
+        atomic_write(path, json.dumps(content, indent=1, ensure_ascii=False))
+        before = f"the last finite losses are {', '.join(f'{loss:.4g}' for loss in losses)}" if losses else ""
+        kept = f"epoch {state.epoch + 1}, step {state.step}" if state.step else f"epoch {state.epoch}"
+        kept = f"{kept} is kept in {self.folder}" if state.epoch or state.step else "no step before is kept"
         return RunError(
-            f"the {what} in epoch {self.state.epoch + 1} of {self.settings.epochs}; the epochs before are "
-            f"kept in {self.folder}. Lower the learning rate (lr={self.settings.lr}), or use precision=fp32"
+            f"the {what} in epoch {state.epoch + 1} of {settings.epochs}, at step {number + 1} of "
+            f"{len(sampler)}, with the images {shortened(images, 3)} ({path} has all); "
+            f"{f'{before}; ' if before else ''}{kept}. {self._remedy()}, and start again with --update"
         )
+
+    def _remedy(self) -> str:
+        settings = self.settings
+        choices = [f"Lower the learning rate (lr={settings.lr})"]
+        if self.fabric.strategy.precision.precision != PRECISIONS["fp32"]:
+            choices.append("use precision=fp32")
+        clip = settings.grad_clip
+        choices.append("set grad_clip=1" if clip is None else f"lower grad_clip (now {clip:g})")
+        if settings.reduction == "sum":
+            choices.append("set reduction=mean")
+        return " or ".join([", ".join(choices[:-1]), choices[-1]])
+
+    @property
+    def _scales(self) -> bool:
+        return getattr(self.fabric.strategy.precision, "scaler", None) is not None
 
     def _take_if_best(self, line: dict[str, Any]) -> None:
         state, map_ = self.state, line["val_mAP"]
@@ -286,40 +402,43 @@ class Trainer:
         }
         return {name: part for name, part in parts.items() if part is not None}
 
+    def _is_time_to_keep(self) -> bool:
+        step, minutes = self._epoch.steps, self.resume.minutes
+        if self.resume.steps is not None and step - self._kept_at_step >= self.resume.steps:
+            return True
+        return minutes is not None and time.monotonic() - self._kept_at >= 60 * minutes
+
+    def _remember_when_kept(self) -> None:
+        self._kept_at, self._kept_at_step = time.monotonic(), self.state.step
+
     def _keep(self) -> None:
+        state = self.state
+        state.losses, state.within = list(self._losses), self._epoch.within()
         parts = {name: part.state_dict() for name, part in self._parts().items()}
-        buffer = io.BytesIO()
-        torch.save(
-            {"schema_version": STATE_SCHEMA, "key": self.key, "parts": parts, "state": vars(self.state)},
-            buffer,
-        )
-        atomic_write(self.folder / STATE_FILE, buffer.getvalue())
+        done = state.epoch * len(self.data.training) + state.step
+        self._states.keep(done, {"parts": parts, "progress": vars(state)})
+        self._remember_when_kept()
 
     def _take_up(self) -> Progressed:
-        """The state kept in the folder; a fresh one where there is none for this key."""
-        fresh = Progressed(epoch=0, best_epoch=0, best_map=None, best_weights={}, history=[])
-        path = self.folder / STATE_FILE
-        if not path.exists():
-            return fresh
+        """The state kept in the folder, a fresh one where there is none for this key; RunError where it is of
+        another model or optimiser than the key says.
+        """
+        content = self._states.newest()
+        if content is None:
+            return Progressed(0, 0, None, best_weights={}, history=[], losses=[], within={})
+        parts = self._parts()
         try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception:  # on bytes that are no state, torch raises nearly anything
-            return fresh
-        if not isinstance(content, dict) or content.get("schema_version") != STATE_SCHEMA:
-            return fresh
-        if content.get("key") != self.key:
-            return fresh
-        for name, part in self._parts().items():
-            part.load_state_dict(content["parts"][name])
-        return Progressed(**content["state"])
-
-    def _log(self, writer: SummaryWriter) -> None:
-        """The history as JSON lines, whole, so that no line is there twice; its end to TensorBoard."""
-        history = self.state.history
-        atomic_write(self.folder / LOG_FILE, "".join(json.dumps(line) + "\n" for line in history))
-        for name, value in history[-1].items():
-            if name != "epoch" and value is not None:
-                writer.add_scalar(name, value, history[-1]["epoch"])
+            if parts.keys() != content["parts"].keys():
+                raise ValueError(f"it has {', '.join(content['parts'])} and should have {', '.join(parts)}")
+            for name, part in parts.items():
+                part.load_state_dict(content["parts"][name])
+            return Progressed(**content["progress"])
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise RunError(
+                f"the state in {self.folder} does not fit {self.folder.name}: {reason}; delete its "
+                "state-*.pt to train it anew"
+            ) from None
 
 
 def optimize(
@@ -328,25 +447,26 @@ def optimize(
     fabric: Fabric,
     inputs: Sequence[Any],
     settings: TrainConfig,
-) -> dict[str, Tensor]:
+) -> tuple[dict[str, Tensor], Tensor | None]:
     """One step of `optimizer` on the loss of `task`, both set up by `fabric`: what the task gave for the
-    batch `inputs`, images first.
+    batch `inputs`, images first, and the norm of the gradient where it is clipped.
     """
     outputs = task(*inputs)
     optimizer.zero_grad(set_to_none=True)
     # every loss is a mean over images; the log has it so either way
     scale = len(inputs[0]) if settings.reduction == "sum" else 1
     fabric.backward(outputs["loss"] * scale)
+    norm = None
     if settings.grad_clip is not None:
         # under fp16 the scaler skips a step whose gradients are not finite
-        fabric.clip_gradients(
+        norm = fabric.clip_gradients(
             task,  # type: ignore[arg-type]  # what fabric wrapped, which is a module too
             optimizer,
             max_norm=settings.grad_clip,
             error_if_nonfinite=False,
         )
     optimizer.step()
-    return outputs
+    return outputs, norm
 
 
 def make_optimizer(model: nn.Module, settings: TrainConfig, fused: bool = True) -> Optimizer:

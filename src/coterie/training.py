@@ -76,7 +76,7 @@ class Workshop:
     def train(
         self, jobs: Sequence[Job], reporter: Reporter, manifest: Sequence[Training] = (), device: int = 0
     ) -> Iterator[Training | Failed]:
-        """Train a group of `jobs` on the same batches, from their last finished epochs on, and leave their
+        """Train a group of `jobs` on the same batches, from their last states on, and leave their
         checkpoints: the manifest's new entries, each as soon as it is finished.
 
         `manifest`: all trainings of the run, for those that start from others or learn from them. `device`:
@@ -118,20 +118,28 @@ class Workshop:
         """What builds the models of trainings with these settings."""
         return replace(self.factory, shrink=settings.shrink)
 
-    def branch(self, kind: str, teachers: Sequence[Training]) -> Branch:
-        """The teachers of a branch, or the baseline, by the manifest.
-
-        CheckpointError where one answers for other classes.
+    def load(self, training: Training) -> nn.Module:
+        """The model of a finished training; CheckpointError where it answers for other classes than the
+        manifest says, or wants other images than this run makes.
         """
-        loaded = []
-        for training in teachers:
-            if kind not in (training.branch, training.name):
-                continue
-            model, checkpoint = load_model(self.folder / training.name, self.factory.builder)
-            if checkpoint.class_names != training.class_names:
-                raise CheckpointError(f"{training.name} answers for other classes than the manifest says")
-            loaded.append((model, checkpoint.class_names))
-        return Branch(loaded, self.dataset.class_names)
+        model, checkpoint = load_model(self.folder / training.name, self.factory.builder)
+        if checkpoint.class_names != training.class_names:
+            raise CheckpointError(f"{training.name} answers for other classes than the manifest says")
+        if checkpoint.preprocessing != self.factory.preprocessing:
+            raise CheckpointError(
+                f"{training.name} takes images of {checkpoint.preprocessing}, and this run makes those of "
+                f"{self.factory.preprocessing}; delete its folder to train it anew"
+            )
+        return model
+
+    def branch(self, kind: str, teachers: Sequence[Training]) -> Branch:
+        """The teachers of a branch, or the baseline, by the manifest; CheckpointError where one does not
+        fit.
+        """
+        own = [training for training in teachers if kind in (training.branch, training.name)]
+        return Branch(
+            [(self.load(training), training.class_names) for training in own], self.dataset.class_names
+        )
 
 
 class _Group:
@@ -165,6 +173,8 @@ class _Group:
                 key=job.key,
                 seed=self._seed(job.training),
                 channels_last=self.config.channels_last,
+                resume=self.config.resume,
+                note=reporter.note,
             )
 
     @contextmanager
@@ -193,8 +203,8 @@ class _Group:
         training = job.training
         model = self.workshop.factory_of(job.settings).build(training.class_names, self._seed(training))
         if job.settings.start == "baseline":
-            baseline, of_baseline = load_model(self.workshop.folder / BASELINE, self.workshop.factory.builder)
-            inherit_weights(model, baseline, training.class_names, of_baseline.class_names)
+            baseline = self.workshop.load(Training(BASELINE, self.dataset.class_names))
+            inherit_weights(model, baseline, training.class_names, self.dataset.class_names)
         return model
 
     def _frozen_part(self, models: Sequence[nn.Module]) -> Cut | None:
@@ -241,7 +251,8 @@ class _Group:
         teachers = None
         if self.is_student:
             training, teachers = self._taught(training, views)
-        return Data(training, validation, self.workshop.factory.preprocessing), teachers
+        data = Data(training, validation, self.workshop.factory.preprocessing, self.dataset.image_ids)
+        return data, teachers
 
     def _filled(self, cache: ViewCache, views: range) -> ViewCache:
         missing = cache.missing(views)

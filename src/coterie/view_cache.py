@@ -117,9 +117,9 @@ class TaughtBatches(Batches):
         self.batches = batches
         self.logits = logits
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
+    def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         stored = self.logits.view(self.sampler.view(epoch))
-        for batch in self.batches.epoch(epoch):
+        for batch in self.batches.epoch(epoch, first):
             rows = self.sampler.rows(batch.indices)
             logits = np.stack([branch[rows] for branch in stored]).astype(np.float32)
             yield batch._replace(teacher_logits=torch.from_numpy(logits))
@@ -133,8 +133,8 @@ class FeatureBatches(Batches):
         self.targets = targets
         self.features = features
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
-        self.sampler.epoch = epoch
+    def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
+        self.sampler.epoch, self.sampler.first = epoch, first
         (stored,) = self.features.view(self.sampler.view(epoch))
         for keys in self.sampler:
             indices = np.array([index for _, index in keys])

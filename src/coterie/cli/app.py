@@ -59,7 +59,7 @@ class Commands(TyperGroup):
             _fail(str(error))
         except KeyboardInterrupt:
             _fail(
-                "stopped; the same command, given again, goes on: a run from its last finished epoch",
+                "stopped; the same command, given again, goes on: a run from the last state that it kept",
                 status=130,
             )
         except BrokenPipeError:  # what reads our output has enough, as in `coterie predict … | head`

@@ -127,7 +127,8 @@ def _collated(views: list[View] | CoterieError) -> Batch | CoterieError:
 
 
 class EpochSampler(Sampler[list[ViewKey]]):
-    """Batches of view keys. A training epoch has an order of its own and leaves a short last batch out.
+    """Batches of view keys, from the `first` of an epoch on. A training epoch has an order of its own and
+    leaves a short last batch out.
 
     `views`: how many views of an image there are, that the epochs take in turn; None for one in each epoch.
     """
@@ -147,6 +148,7 @@ class EpochSampler(Sampler[list[ViewKey]]):
         self.seed = seed
         self.views = views
         self.epoch = 0
+        self.first = 0
 
     def view(self, epoch: int) -> int:
         """The number of the view that all images have in an epoch."""
@@ -160,12 +162,15 @@ class EpochSampler(Sampler[list[ViewKey]]):
         full, rest = divmod(len(self.indices), self.batch_size)
         return full if self.shuffle or rest == 0 else full + 1
 
-    def __iter__(self) -> Iterator[list[ViewKey]]:
+    def batches(self, epoch: int) -> list[npt.NDArray[np.int64]]:
+        """The positions in the dataset of each batch of an epoch."""
         order = self.indices
         if self.shuffle:
-            order = np.random.default_rng(derive_seed(self.seed, "order", self.epoch)).permutation(order)
-        for number in range(len(self)):
-            chosen = order[number * self.batch_size : (number + 1) * self.batch_size]
+            order = np.random.default_rng(derive_seed(self.seed, "order", epoch)).permutation(order)
+        return [order[n * self.batch_size : (n + 1) * self.batch_size] for n in range(len(self))]
+
+    def __iter__(self) -> Iterator[list[ViewKey]]:
+        for chosen in self.batches(self.epoch)[self.first :]:
             yield [(self.view(self.epoch), int(index)) for index in chosen]
 
 
@@ -183,9 +188,9 @@ class Batches(ABC):
         return len(self.sampler)
 
     @abstractmethod
-    def epoch(self, epoch: int) -> Iterator[Batch]:
-        """The batches of one epoch; UnreadableImage where a picture has broken since it was checked,
-        RunError where what is stored of it has.
+    def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
+        """The batches of one epoch, from the `first` on; UnreadableImage where a picture has broken since it
+        was checked, RunError where what is stored of it has.
         """
 
 
@@ -205,12 +210,22 @@ class ImageBatches(Batches):
             generator=torch.Generator(),
         )
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
-        self.sampler.epoch = epoch
+    def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
+        self.sampler.epoch, self.sampler.first = epoch, first
         for batch in self._loader:
             if isinstance(batch, CoterieError):
                 raise batch
             yield batch
+
+
+def lost_process(error: RuntimeError) -> str | None:
+    """What to say of an error that torch raises when a loading process is gone; None of any other."""
+    if not str(error).startswith("DataLoader worker"):
+        return None
+    return (
+        "a process that prepares images was killed, as it is when memory runs out: set fewer data.workers, "
+        "or data.cache_gb=0"
+    )
 
 
 def training_batches(
