@@ -83,3 +83,10 @@ def test_a_place_below_a_file_is_named(error: type[OSError], tmp_path: Path) -> 
     assert _explained(error(17, "File exists", str(tmp_path / "labels.csv"))) == shown
     assert _explained(error(20, "Not a directory", str(tmp_path / "labels.csv" / "x" / "y.csv"))) == shown
     assert _explained(error(17, "File exists", str(tmp_path / "x"))) == f"File exists: {tmp_path / 'x'}"
+
+
+def test_as_a_module_it_has_its_own_name() -> None:
+    """Completion that is installed by `python -m coterie` would be for a command `python -m coterie`."""
+    words = [sys.executable, "-m", "coterie", "predict", "--help"]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert done.stdout.split()[:3] == ["Usage:", "coterie", "predict"]

@@ -130,7 +130,7 @@ class ListsOfNames(ListsOfValues):
 def main() -> None:
     """What the command `coterie` runs."""
     with bash_words():
-        app()
+        app(prog_name="coterie")  # also by `python -m coterie`: the shell completes that word
 
 
 def _explained(error: OSError) -> str:
