@@ -43,7 +43,7 @@ from coterie.progress import Bars
 from coterie.tasks import ClassificationTask, DistillationTask, classification_loss, distillation_loss
 from coterie.teachers import Branch, Teachers
 from coterie.teaching import Teaching
-from coterie.trainer import make_fabric, make_optimizer, prepare
+from coterie.trainer import make_fabric, make_optimizer, memory_layout, prepare
 from coterie.view_cache import Make, TaughtBatches
 
 tell = partial(print, flush=True)
@@ -173,15 +173,15 @@ class Subject:
 def stepping(task: nn.Module, teaching: Teaching, batches: Batches) -> Callable[[], None]:
     """A function that does the next training step: batch, forward, backward, update."""
     fabric, config = teaching.fabric, teaching.config
-    memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
-    task.to(memory_format=memory_format)
+    layout = memory_layout(config.channels_last)
+    task.to(memory_format=layout)
     wrapped, optimizer = fabric.setup(task, make_optimizer(task.model, config.student))  # type: ignore[arg-type]
     wrapped.train()
     coming = endless(batches)
 
     def step() -> None:
         batch = next(coming)
-        prepared = prepare(batch, teaching.images.preprocessing, fabric, memory_format)
+        prepared = prepare(batch, teaching.images.preprocessing, fabric, layout)
         loss = wrapped(*prepared.inputs)["loss"]
         optimizer.zero_grad(set_to_none=True)
         fabric.backward(loss)

@@ -19,7 +19,7 @@ from coterie.data.loading import ResizedImages, Views
 from coterie.data.transforms import make_augmentation
 from coterie.models.factory import ModelFactory
 from coterie.tasks import ClassificationTask, classification_loss
-from coterie.trainer import PRECISIONS, make_fabric, make_optimizer, optimize, to_images
+from coterie.trainer import PRECISIONS, make_fabric, make_optimizer, memory_layout, optimize, to_images
 
 # Images whose views are timed, and steps that a form takes before it is timed.
 SAMPLE = 64
@@ -155,12 +155,12 @@ def _training_rate(
     """Images per second of the baseline's step on pixels that are there already."""
     settings = config.baseline
     fabric = make_fabric(config.model_copy(update={"precision": form.precision}))
-    memory_format = torch.channels_last if form.channels_last else torch.contiguous_format
+    layout = memory_layout(form.channels_last)
     columns = list(range(dataset.num_classes))
     task = ClassificationTask(
         factory.build(dataset.class_names, config.seed), columns, classification_loss(settings)
     )
-    task.to(memory_format=memory_format)
+    task.to(memory_format=layout)
     wrapped, optimizer = fabric.setup(
         task, make_optimizer(task.model, settings, fused=form.precision != "fp16")
     )
@@ -169,7 +169,7 @@ def _training_rate(
     targets = torch.randint(2, (settings.batch_size, dataset.num_classes), dtype=torch.int8)
 
     def step() -> None:
-        images = to_images(pixels, factory.preprocessing, fabric, memory_format)
+        images = to_images(pixels, factory.preprocessing, fabric, layout)
         optimize(wrapped, optimizer, fabric, (images, targets.to(fabric.device)), settings)
         if fabric.device.type == "cuda":
             torch.cuda.synchronize(fabric.device)

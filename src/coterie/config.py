@@ -549,6 +549,10 @@ class Config(Section):
         values = self.distill.model_dump(mode="json", exclude={"cache", "cache_dtype"})
         return values | {"cached": self.distill.cache_dtype if self.caches_logits else None}
 
+    def cache_folder(self, run: Path, name: str) -> Path:
+        """The folder of that name for what was computed and may be deleted: of several runs, or in `run`."""
+        return (self.cache_dir or run) / name
+
     def run_folder(self) -> Path:
         """`out`, or a name made of data, model, head, image size, k and seed, so that the same words find the
         same run.

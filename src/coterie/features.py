@@ -18,7 +18,7 @@ from coterie.data.dataset import MultiLabelDataset
 from coterie.data.loading import EpochSampler, ImageBatches, ResizedImages, Views
 from coterie.models.cut import Cut
 from coterie.runfolder import Training
-from coterie.trainer import to_images
+from coterie.trainer import memory_layout, to_images
 from coterie.view_cache import ViewCache
 
 FEATURES_FOLDER = "features"
@@ -62,7 +62,8 @@ class Features:
         indices = self.images.dataset.indices(split)
         inputs = describe_views(self.config, views, self.fabric, self.fingerprint)
         inputs |= {"split": split, "frozen": self.cut.sha256()}
-        store = ArrayStore(features_folder(self.config, self.run), inputs, (len(indices), *self.shape), DTYPE)
+        folder = self.config.cache_folder(self.run, FEATURES_FOLDER)
+        store = ArrayStore(folder, inputs, (len(indices), *self.shape), DTYPE)
 
         def make(_: tuple[str, ...]) -> Callable[[int], Iterator[Array]]:
             return lambda view: self._features(views, EpochSampler(indices, FEATURE_BATCH), view)
@@ -76,17 +77,14 @@ class Features:
         return tuple(self._lower(torch.zeros(1, 3, side, side, device=self.fabric.device)).shape[1:])
 
     def _features(self, views: Views, sampler: EpochSampler, view: int) -> Iterator[Array]:
+        layout = memory_layout(self.config.channels_last)
         for batch in ImageBatches(views, sampler, self.config.data.workers).epoch(view):
-            images = to_images(batch.pixels, self.images.preprocessing, self.fabric, self._memory_format)
+            images = to_images(batch.pixels, self.images.preprocessing, self.fabric, layout)
             yield self._lower(images).cpu().numpy()[None]
 
     def _lower(self, images: torch.Tensor) -> torch.Tensor:
         with self.fabric.autocast():
             return self.cut.lower(images)
-
-    @property
-    def _memory_format(self) -> torch.memory_format:
-        return torch.channels_last if self.config.channels_last else torch.contiguous_format
 
 
 def check_features(
@@ -114,7 +112,7 @@ def check_features(
             views |= {(*part, own, "train", view) for view in settings.distinct_views}
     if not views:
         return
-    folder = features_folder(config, run)
+    folder = config.cache_folder(run, FEATURES_FOLDER)
     image = torch.zeros(1, 3, side, side)
     shapes = {name: Cut(model, name).lower(image).shape[1:] for name in {view[0] for view in views}}
     needed = sum(
@@ -124,8 +122,3 @@ def check_features(
     # which of those on the disk are of these parts, is known when the baseline is
     there = sum(path.stat().st_size for path in folder.glob("*/*.bin"))
     check_room(folder, needed - there, WHAT, REMEDY)
-
-
-def features_folder(config: Config, run: Path) -> Path:
-    """Where the features are kept."""
-    return (config.cache_dir or run) / FEATURES_FOLDER

@@ -82,7 +82,7 @@ class Stages:
         in_memory = ResizedImages.fits(images, side, data.cache_gb)
         if in_memory or isinstance(self.dataset.images, np.ndarray):
             return None
-        folder = (self.config.cache_dir or self.folder.path) / PIXELS_FOLDER
+        folder = self.config.cache_folder(self.folder.path, PIXELS_FOLDER)
         stored = PixelStore(folder, self.fingerprint, images, side)
         return stored if stored.nbytes <= data.disk_cache_gb * 1e9 else None
 

@@ -33,7 +33,7 @@ from coterie.models.cut import Cut
 from coterie.models.frozen import FrozenModel, freeze
 from coterie.preparation import teacher_weights
 from coterie.teachers import Branch, Teachers
-from coterie.trainer import Reporter, to_images
+from coterie.trainer import Reporter, memory_layout, to_images
 from coterie.view_cache import ViewCache
 
 # The first of the training split, as they are: the faster forms of the teachers are tried on them.
@@ -91,7 +91,7 @@ class Teaching:
         teachers = Teachers(
             branches, compiled=self.config.distill.compile, lower=lower, autocast=self.fabric.autocast
         )
-        return teachers.to(self.fabric.device).to(memory_format=self._memory_format)
+        return teachers.to(self.fabric.device).to(memory_format=memory_layout(self.config.channels_last))
 
     def _frozen_part(self, branches: Sequence[Branch]) -> Cut | None:
         """The part that was frozen in all teachers; the branches answer from its features then."""
@@ -114,7 +114,7 @@ class Teaching:
         """The logits of branches {kind: (class names, hash of the weights) of each teacher}, as far as they
         are in the folder of the run or in `cache_dir`.
         """
-        folder = logits_folder(self.config, run)
+        folder = self.config.cache_folder(run, LOGITS_FOLDER)
         config, dataset = self.config, self.images.dataset
         inputs = {
             **describe_views(config, self.views, self.fabric, fingerprint),
@@ -155,15 +155,12 @@ class Teaching:
         return answer
 
     def _to_images(self, batch: Batch) -> Tensor:
-        return to_images(batch.pixels, self.images.preprocessing, self.fabric, self._memory_format)
+        layout = memory_layout(self.config.channels_last)
+        return to_images(batch.pixels, self.images.preprocessing, self.fabric, layout)
 
     @property
     def _training(self) -> npt.NDArray[np.int64]:
         return self.images.dataset.indices("train")
-
-    @property
-    def _memory_format(self) -> torch.memory_format:
-        return torch.channels_last if self.config.channels_last else torch.contiguous_format
 
 
 def check_teaching(config: Config, run: Path, dataset: MultiLabelDataset) -> None:
@@ -172,7 +169,7 @@ def check_teaching(config: Config, run: Path, dataset: MultiLabelDataset) -> Non
     RunError where the disk has no room for the teachers' logits, ConfigError where they cannot be compiled.
     """
     if config.caches_logits:
-        folder = logits_folder(config, run)
+        folder = config.cache_folder(run, LOGITS_FOLDER)
         shape = (len(dataset.indices("train")), dataset.num_classes)
         view = ArrayStore(folder, {}, shape, config.distill.cache_dtype).nbytes * len(teacher_weights(config))
         # which of those on the disk are the student's own, is known when its teachers are
@@ -184,11 +181,6 @@ def check_teaching(config: Config, run: Path, dataset: MultiLabelDataset) -> Non
         except Exception as error:  # of the compiler that is missing, or of anything under torch
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ConfigError(f"distill.compile=true, but torch cannot compile here: {reason}") from None
-
-
-def logits_folder(config: Config, run: Path) -> Path:
-    """Where the teachers' logits are kept."""
-    return (config.cache_dir or run) / LOGITS_FOLDER
 
 
 @contextlib.contextmanager

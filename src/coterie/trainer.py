@@ -225,7 +225,7 @@ class Trainer:
         self.folder = folder
         self.seed = seed
         self.resume = resume or ResumeConfig()
-        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.memory_format = memory_layout(channels_last)
         task.to(memory_format=self.memory_format)
         # starts as a copy of the model, and follows it closely at first: a short training must not keep
         # random weights
@@ -488,6 +488,11 @@ def make_scheduler(optimizer: Optimizer, settings: TrainConfig, steps: int) -> O
     # OneCycleLR divides by zero where a phase has no length: a step up and a step down at the least
     steps = max(steps, 3)
     return OneCycleLR(optimizer, settings.lr, total_steps=steps, pct_start=max(settings.warmup, 2 / steps))
+
+
+def memory_layout(channels_last: bool) -> torch.memory_format:
+    """Where a model and its images are in memory, by the setting `channels_last`."""
+    return torch.channels_last if channels_last else torch.contiguous_format
 
 
 @torch.no_grad()
