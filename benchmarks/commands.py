@@ -39,7 +39,11 @@ def main() -> int:
     if len(photos) < max(options.images, options.explained):
         parser.error(f"{options.photos} holds {len(photos)} photographs, fewer than were asked for")
     with tempfile.TemporaryDirectory() as folder:
-        seconds = timed_commands(options.run, photos, options.explained, Path(folder))
+        try:
+            seconds = timed_commands(options.run, photos, options.explained, Path(folder))
+        except subprocess.CalledProcessError as error:  # it has said why
+            print(f"coterie {error.cmd[3]} ended with status {error.returncode}", file=sys.stderr)
+            return 1
     show(seconds)
     return int(max(seconds.values()) > MOST_SECONDS)
 
