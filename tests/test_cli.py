@@ -27,6 +27,7 @@ from coterie.cli import main
 from coterie.config import load_config
 from coterie.data.reading import read_dataset
 from coterie.data.table import read_table
+from coterie.errors import ConfigError
 from coterie.logits import read_logits
 from coterie.metrics import average_precision, multilabel_metrics
 from coterie.pipeline import Run
@@ -1213,7 +1214,9 @@ def test_predict_says_where_it_cannot_write(coterie_command: Command, finished_r
 
 
 def test_a_config_file_of_a_run_makes_the_same_run(finished_run: Run) -> None:
-    # no file names code that is run: the command does
-    config = load_config([f"recipe={finished_run.folder / 'config.yaml'}", "model=tests.tiny:Net"])
+    recipe = f"recipe={finished_run.folder / 'config.yaml'}"
+    with pytest.raises(ConfigError, match=r"names code to run, model\.name=tests\.tiny:Net"):
+        load_config([recipe])
+    config = load_config([recipe, "model=tests.tiny:Net"])
     assert config == finished_run.config
     assert config.model.image_size == SIDE

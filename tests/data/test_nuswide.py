@@ -74,7 +74,7 @@ def test_a_list_of_another_length_than_its_labels_is_refused(tmp_path: Path) -> 
     labels.write_text("0\n2\n")
     assert error(tmp_path) == f"{labels} must hold 0 or 1 for each image, one in a line; unpack it again"
     labels.unlink()
-    assert "Labels_animal_Train.txt cannot be read (No such file or directory);" in error(tmp_path)
+    assert "Labels_animal_Train.txt' cannot be read (No such file or directory);" in error(tmp_path)
     assert "needs one for each of the 3 concepts" in error(tmp_path)
 
 

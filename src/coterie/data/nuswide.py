@@ -112,8 +112,8 @@ def _read_labels(
         except (OSError, ValueError) as error:  # a name may hold a NUL
             reason = getattr(error, "strerror", error)
             raise DataError(
-                f"{path} cannot be read ({reason}); {folder} needs one for each of the {len(class_names)} "
-                "concepts"
+                f"{shortened([path])} cannot be read ({reason}); {folder} needs one for each of the "
+                f"{len(class_names)} concepts"
             ) from None
         digits = content[(content != ord("\n")) & (content != ord("\r")) & (content != ord(" "))]
         if not np.isin(digits, (ord("0"), ord("1"))).all():
