@@ -19,6 +19,7 @@ that sent it was killed.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import itertools
 import json
@@ -52,6 +53,7 @@ WORDS = (
     *("model.image_size=32", "device=cpu", "k=2", "train.epochs=3", "train.batch_size=16", "train.lr=0.01"),
     "resume.steps=1",
 )
+LONGEST_AFTER = 120  # seconds that what a killed process had started may go on
 WAYS = {
     "one by one": (),
     "in lockstep": ("together=5",),
@@ -104,6 +106,7 @@ class Runs:
         process.join(seconds)
         process.kill()
         process.join()
+        _wait_for_group(process.pid or 0)
         if process.exitcode not in (0, -signal.SIGKILL):
             raise RuntimeError(f"run {out} failed with status {process.exitcode}:\n{log.read_text()}")
         return process.exitcode == 0
@@ -123,8 +126,21 @@ class Runs:
         return wrong + [line for line in said if "damaged" in line]
 
 
+def _wait_for_group(group: int) -> None:
+    """Wait for what a killed process had started. It ends by itself, but a hundred at once would fill the
+    memory; RuntimeError where it does not end.
+    """
+    last = time.monotonic() + LONGEST_AFTER
+    with contextlib.suppress(ProcessLookupError):
+        while time.monotonic() < last:
+            os.killpg(group, 0)
+            time.sleep(0.02)
+        raise RuntimeError(f"what the killed process {group} had started goes on after {LONGEST_AFTER} s")
+
+
 def _run(words: Sequence[str], log: Path, at_step: int | None, at_write: int | None) -> None:
     """The run of `words` in this process, which kills itself where it is told to."""
+    os.setpgid(0, 0)  # what it starts is of its group
     torch.set_num_threads(1)
     if at_step is not None:
         Trainer.step = _fatal(Trainer.step, at_step)  # type: ignore[method-assign]
