@@ -24,7 +24,7 @@ from pydantic import (
     model_validator,
 )
 
-from coterie.errors import ConfigError, either, listed
+from coterie.errors import ConfigError, cut, either, listed, shortened
 from coterie.labels.partition import METHODS
 from coterie.recipe import read_layers, read_yaml, recipe_comment
 from coterie.untrusted import parse_yaml
@@ -641,7 +641,9 @@ def parse_words(words: Iterable[str]) -> dict[str, Any]:
     for word in words:
         key, sign, text = word.partition("=")
         if not sign or not key:
-            raise ConfigError(f"'{word}' is not a setting; write it as key=value, such as train.epochs=20")
+            raise ConfigError(
+                f"{shortened([word])} is not a setting; write it as key=value, such as train.epochs=20"
+            )
         _merge(values, _spelt_out({key: text} if key == "recipe" else _nested(key, _parse(key, text))))
     return values
 
@@ -726,7 +728,7 @@ def _parse(key: str, text: str) -> Any:
     try:
         return parse_yaml(text)
     except ValueError:
-        raise ConfigError(f"the value of '{key}' cannot be read: {text}") from None
+        raise ConfigError(f"the value of {shortened([key])} cannot be read: {cut(text)}") from None
 
 
 def _kinds(key: str) -> set[Any]:
@@ -801,7 +803,7 @@ def _message(problem: Any) -> str:
     ):
         key = key or str(place[-1])
         key = next((f"{key}.{leaf}" for leaf, _ in leaves(value)), key) if isinstance(value, dict) else key
-        return f"there is no setting '{key}'{_nearest_setting(key)}"
+        return f"there is no setting {shortened([key])}{_nearest_setting(key)}"
     if kind == "model_type":
         example = next(name for name in setting_names() if name.startswith(f"{key}."))
         return f"'{key}' is a group of settings, such as {example}; it cannot be {plain(value)}"
@@ -809,8 +811,8 @@ def _message(problem: Any) -> str:
     if kind == "value_error" and isinstance(value, dict):
         return text
     text = next((words for start, words in EXPECTED.items() if kind.startswith(start)), text)
-    given = repr(value) if isinstance(value, str) else plain(value)
-    return f"setting '{key}' must {text}, got {given}"
+    given = cut(repr(value) if isinstance(value, str) else plain(value))
+    return f"setting {shortened([key])} must {text}, got {given}"
 
 
 def _is_section(key: str) -> bool:

@@ -58,10 +58,11 @@ def shortened(names: Sequence[object], most: int = 5) -> str:
     """The first `most` names in quotes, then how many more: for messages about long lists. A name that is too
     long to be one is cut.
     """
-    return listed([f"'{_cut(str(name))}'" for name in names], most)
+    return listed([f"'{cut(str(name))}'" for name in names], most)
 
 
-def _cut(name: str) -> str:
+def cut(name: str) -> str:
+    """A name as it stands, of one that is too long to be meant the beginning."""
     return name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}…"
 
 
