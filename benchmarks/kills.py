@@ -210,12 +210,13 @@ def main() -> int:
                 wrong.append(f"two undisturbed runs {way} differ")
         for number, way in enumerate(itertools.cycle(WAYS)):
             folder, own = f"run {number}", 0
-            while not runs.start(folder, WAYS[way], moments.uniform(0, seconds[way])):
+            # longer each time: on a machine that has become slow, no start would get anywhere
+            while not runs.start(folder, WAYS[way], moments.uniform(0, seconds[way] * 1.1**own)):
                 own += 1
                 wrong += runs.half_written(folder)
             kills += own
-            # what else the machine does changes: neither a run that is never hit, nor one without an end
-            seconds[way] *= 0.8 if own == 0 else 1.25 if own > 4 else 1
+            if own == 0:  # or faster
+                seconds[way] *= 0.8
             wrong += runs.half_written(folder)
             result = runs.result(folder)
             wrong += [
