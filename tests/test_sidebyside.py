@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,10 +20,12 @@ from torch import Tensor, nn
 
 from coterie.api import fit
 from coterie.config import load_config
+from coterie.dispatch import CRASH_FILE, Worker
 from coterie.errors import ConfigError, RunError
 from coterie.pipeline import Run, run
+from coterie.progress import Bars
 from coterie.runfolder import RunFolder
-from coterie.sidebyside import CRASH_FILE, _Worker
+from coterie.sidebyside import _Process
 from tests.tiny import CLASS_NAMES, RUN_SETTINGS, RUN_WORDS, SIDE, Net, make_dataset, sized, write_table
 
 TWO = ("baseline", "teachers/co-occurrence-0")
@@ -161,10 +162,10 @@ def test_a_process_killed_in_the_middle_of_a_message_is_one_that_died() -> None:
 
         def join(self) -> None: ...
 
-    worker: Any = object.__new__(_Worker)
+    worker: Any = object.__new__(_Process)
+    Worker.__init__(worker, ["a job"], Path(), Bars(Console()))  # type: ignore[list-item]
     worker.connection, theirs = multiprocessing.Pipe(duplex=False)
-    worker.unfinished, worker.failure, worker._has_begun = ["a job"], "", True
-    worker._process, worker._stack = Killed(), ExitStack()
+    worker._process = Killed()
     theirs.send(("note", "long"))
     with os.fdopen(os.dup(worker.connection.fileno()), "rb") as reading:
         whole = os.read(reading.fileno(), 1000)

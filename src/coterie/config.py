@@ -473,6 +473,37 @@ class DistillConfig(Section):
         return ("on" if value else "off") if isinstance(value, bool) else value
 
 
+class RayConfig(Section):
+    """The cluster of `engine=ray`, and what a training needs of it."""
+
+    address: str = Field(
+        "local",
+        min_length=1,
+        description="'local' starts Ray on this machine for the run, 'auto' takes the cluster that this "
+        "machine is in, HOST:PORT another",
+    )
+    cpus: float = Field(1.0, ge=0, description="CPUs that a training takes, and threads that it uses")
+    gpus: float | None = Field(
+        None,
+        ge=0,
+        description="GPUs that a training takes, 0.5 for two on one; null: 1 where the cluster has any",
+    )
+
+    @field_validator("address")
+    @classmethod
+    def _no_client(cls, address: str) -> str:
+        if address.startswith("ray://"):
+            raise ValueError("be the address of a cluster that this machine is in: 'auto' or HOST:PORT")
+        return address
+
+    @field_validator("gpus")
+    @classmethod
+    def _parts_of_one_or_whole(cls, gpus: float | None) -> float | None:
+        if gpus is not None and gpus > 1 and gpus != int(gpus):
+            raise ValueError("be a part of one GPU, or whole GPUs")
+        return gpus
+
+
 class Config(Section):
     """All settings of a run."""
 
@@ -487,8 +518,17 @@ class Config(Section):
     precision: Literal["fp32", "bf16", "fp16"] = Field(
         "fp32", description="of the network; losses are in fp32"
     )
+    engine: Literal["local", "ray"] = Field(
+        "local", description="where trainings are done: in processes here, or as tasks of a Ray cluster"
+    )
     jobs: int = Field(
-        1, ge=1, description="trainings at once: on the CPU they share its threads, GPUs they take in turn"
+        1,
+        ge=1,
+        description="trainings at once with engine=local: on the CPU they share its threads, GPUs they take "
+        "in turn",
+    )
+    retries: int = Field(
+        1, ge=0, description="how often a training whose process or node dies is started again"
     )
     together: int = Field(
         1, ge=1, description="trainings in one process, fed from one decoding and augmentation of each image"
@@ -509,6 +549,7 @@ class Config(Section):
     student: TrainConfig = TrainConfig()
     distill: DistillConfig = DistillConfig()
     resume: ResumeConfig = ResumeConfig()
+    ray: RayConfig = RayConfig()
 
     @model_validator(mode="before")
     @classmethod

@@ -16,6 +16,7 @@ from coterie.config import Config
 from coterie.data.dataset import MultiLabelDataset
 from coterie.data.loading import lost_process
 from coterie.diagnostics import DIAGNOSTICS_FILE, PARTITIONS, SCHEMA_VERSION, Leaning
+from coterie.engine import make_engine
 from coterie.errors import ConfigError, RunError, did_you_mean
 from coterie.evaluation import Results, left_out_notes, results_table
 from coterie.features import check_features
@@ -28,7 +29,6 @@ from coterie.preparation import diagnose_partitions, make_partitions, prepare_da
 from coterie.progress import say
 from coterie.rundata import keep_data
 from coterie.runfolder import Inputs, RunFolder, Training, read_keyed
-from coterie.sidebyside import prepare_processes
 from coterie.stages import Stages
 from coterie.store import Store
 from coterie.teaching import check_teaching
@@ -89,14 +89,14 @@ def run(
     folder = RunFolder(config.run_folder())
     fabric = make_fabric(config)
     factory = make_factory(config.model, builder)
-    if config.jobs > 1:
-        prepare_processes(factory)
+    engine = make_engine(config)
+    engine.prepare(factory)
     dataset = prepare_data(config, dataset)
     partitions = make_partitions(config, dataset)
     model = tried_model(factory, dataset.class_names, console)
     check_frozen(config, factory, model)
     start = describe_start(factory, model)
-    with folder.locked():
+    with folder.locked(), engine:
         before = folder.inputs() or checked
         readable, inputs = checked_images(dataset, config.data, before, console)
         inputs = replace(inputs, start_sha256=start["weights"], words_sha256=start["word_vectors"])
@@ -110,7 +110,9 @@ def run(
         if store is not None:
             shared = Store(store)
             shared.prepare()
-        stages = Stages(config, folder, dataset, factory, fabric, console, inputs.fingerprint, start, shared)
+        stages = Stages(
+            config, folder, dataset, factory, fabric, console, inputs.fingerprint, start, engine, shared
+        )
         stages.check_order(trainings, chosen)
         to_do = stages.still_to_do(trainings, chosen)
         check_space(folder.path, model, to_do, config.jobs * config.together)

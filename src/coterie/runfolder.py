@@ -27,6 +27,7 @@ INDIFFERENT = (
     *("out", "device", "jobs", "together", "data.source", "data.format", "data.image_root", "data.workers"),
     *("data.cache_gb", "data.disk_cache_gb", "model.weights", "model.word_vectors", "cache_dir"),
     *("resume.minutes", "resume.steps"),
+    *("engine", "retries", "ray.address", "ray.cpus", "ray.gpus"),
 )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -27,6 +27,7 @@ from coterie.diagnostics import (
     leaning_summary,
     strongest_pairs,
 )
+from coterie.engine import Engine
 from coterie.errors import ConfigError, CoterieError, RunError, counted, shortened
 from coterie.evaluation import Results, evaluation_splits, model_logits, to_scores
 from coterie.files import atomic_write, content_hash
@@ -36,11 +37,10 @@ from coterie.models.factory import ModelFactory
 from coterie.preparation import branch_weights, training_graph
 from coterie.progress import Bars, say
 from coterie.runfolder import METRICS_FILE, RunFolder, Training, measurement_key, read_keyed, reset
-from coterie.sidebyside import train_side_by_side
 from coterie.states import remove_states
 from coterie.store import Store
 from coterie.teachers import Branch, Ensemble
-from coterie.training import Failed, Job, Workshop, grouped
+from coterie.training import Failed, Job, Workshop
 
 # branch -> the name of its teachers in tables
 BRANCHES = {"co-occurrence": "CGP teachers", "dis-occurrence": "DGP teachers"}
@@ -59,6 +59,7 @@ class Stages:
         console: Console,
         fingerprint: str,
         start: Mapping[str, Any],
+        engine: Engine,
         store: Store | None = None,
     ) -> None:
         self.config = config
@@ -69,6 +70,7 @@ class Stages:
         self.console = console
         self.fingerprint = fingerprint
         self.start = start
+        self.engine = engine
         self.store = store
         shared = config.data.workers > 0 or config.jobs > 1
         stored = self._stored_pixels()
@@ -161,7 +163,7 @@ class Stages:
         """
         failures: list[Failed] = []
         with Bars(self.console) as bars, _told_too(failures):
-            for result in self._finished(jobs, bars):
+            for result in self.engine.train(self.workshop, jobs, self.folder.trainings(), bars):
                 if not isinstance(result, Training):
                     failures.append(result)
                     continue
@@ -176,16 +178,6 @@ class Stages:
                 f"{len(failures)} of {len(jobs)} trainings failed; the others are finished and kept. Put "
                 f"that right and start the run again:{_reasons(failures)}"
             )
-
-    def _finished(self, jobs: Sequence[Job], bars: Bars) -> Iterator[Training | Failed]:
-        groups = grouped(jobs, self.config.together, self.config.jobs)
-        manifest = self.folder.trainings()
-        processes = min(self.config.jobs, len(groups))
-        if processes > 1:
-            yield from train_side_by_side(self.workshop, groups, manifest, processes, bars)
-            return
-        for group in groups:
-            yield from self.workshop.train(group, bars, manifest)
 
     def _tell(self, done: Training) -> None:
         epochs = training_settings(self.config, done).epochs

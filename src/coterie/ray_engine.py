@@ -1,0 +1,311 @@
+"""Trainings as tasks of a Ray cluster (`engine=ray`)."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import queue
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from coterie.config import Config
+from coterie.data.loading import ResizedImages
+from coterie.dispatch import Message, Send, Worker, dispatch, do_group
+from coterie.errors import ConfigError, RunError
+from coterie.extras import need_extra
+from coterie.models.factory import ModelFactory
+from coterie.progress import Bars
+from coterie.runfolder import Training
+from coterie.training import Failed, Job, Workshop, grouped
+
+LOCAL = "local"
+# How long to wait for a word of a task before looking whether a node is left that could do it.
+SECONDS_BETWEEN_LOOKS = 10.0
+
+
+class RayEngine:
+    """A task for each group of trainings, with the resources that a training needs (`ray.cpus`, `ray.gpus`).
+
+    Ray decides where and when a task runs. The tasks see the run folder, the images and the files of weights
+    at the paths that they have here. The student is one task too: `_start` is the place for a form of it that
+    several tasks share.
+    """
+
+    def __init__(self, config: Config) -> None:
+        need_extra("ray", "engine=ray", "ray")
+        self.config = config
+        self.gpus = 0.0
+        self._parts: tuple[Workshop, Any] | None = None
+        self._started = False
+
+    def prepare(self, factory: ModelFactory) -> None:
+        if self.config.ray.address == LOCAL:
+            stay_on_this_machine()
+        from ray import cloudpickle
+
+        try:
+            cloudpickle.dumps(factory)
+        except Exception as error:  # pickle raises nearly anything
+            raise ConfigError(
+                "engine=ray needs a model builder that can be sent to another machine, such as a function of "
+                f"a module that is installed there: {error}"
+            ) from None
+
+    def __enter__(self) -> Self:
+        import ray
+
+        if not ray.is_initialized():
+            connect(self.config.ray.address)
+            self._started = True
+        try:
+            self._check_needs()
+        except BaseException:
+            self._disconnect()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._disconnect()
+
+    def train(
+        self, workshop: Workshop, jobs: Sequence[Job], manifest: Sequence[Training], bars: Bars
+    ) -> Iterator[Training | Failed]:
+        groups = grouped(jobs, self.config.together, sum(map(self._room, _nodes())) or 1)
+        yield from dispatch(
+            groups,
+            len(jobs),  # Ray keeps those for which there is no room yet
+            self.config.retries,
+            bars,
+            lambda group, _: self._start(workshop, group, manifest, bars),
+            self._wait,
+        )
+
+    def _start(
+        self, workshop: Workshop, jobs: Sequence[Job], manifest: Sequence[Training], bars: Bars
+    ) -> _Task:
+        import ray
+        from ray import cloudpickle
+
+        if self._parts is None or self._parts[0] is not workshop:
+            # as bytes: arrays that Ray unpacks cannot be written to, and modules are found by the task alone
+            self._parts = workshop, ray.put(cloudpickle.dumps(_Parts.of(workshop, self.gpus > 0)))
+        work = ray.remote(_work).options(
+            num_cpus=self.config.ray.cpus,
+            num_gpus=self.gpus,
+            max_retries=0,  # `dispatch` counts, and says so
+            scheduling_strategy="SPREAD",
+            name=", ".join(job.training.name for job in jobs),
+        )
+        threads = max(1, int(self.config.ray.cpus))
+        path = [str(Path(place).absolute()) for place in sys.path]
+        # in a list a reference is fetched only where the task asks for it
+        stream = work.remote([self._parts[1]], path, jobs, manifest, threads)
+        return _Task(stream, jobs, workshop, bars)
+
+    def _wait(self, tasks: Sequence[_Task]) -> None:
+        """Return when one of the tasks has something to say; RunError where none of them can begin."""
+        import ray
+
+        streams = [task.stream for task in tasks]
+        while not ray.wait(streams, timeout=SECONDS_BETWEEN_LOOKS, fetch_local=False)[0]:
+            if not any(task.has_begun for task in tasks) and not any(map(self._room, _nodes())):
+                raise RunError(
+                    f"no node of the Ray cluster has {self._needs} any more. Start one and give the command "
+                    "again: the run goes on where it is"
+                )
+
+    def _check_needs(self) -> None:
+        """ConfigError where no node has what a training needs."""
+        nodes = _nodes()
+        if self.config.ray.gpus is not None:
+            self.gpus = self.config.ray.gpus
+        elif self.config.device != "cpu":
+            self.gpus = float(any(node.get("GPU", 0) >= 1 for node in nodes))
+        if not any(map(self._room, nodes)):
+            there = "; ".join(f"{node.get('CPU', 0):g} CPU, {node.get('GPU', 0):g} GPU" for node in nodes)
+            raise ConfigError(
+                f"no node of the Ray cluster has {self._needs}, as a training needs by ray.cpus and "
+                f"ray.gpus; the nodes have {there}"
+            )
+
+    @property
+    def _needs(self) -> str:
+        return f"{self.config.ray.cpus:g} CPU and {self.gpus:g} GPU"
+
+    def _room(self, node: dict[str, float]) -> int:
+        """How many trainings a node has room for."""
+        needs = {"CPU": self.config.ray.cpus, "GPU": self.gpus}
+        rooms = [int(node.get(name, 0) / amount + 1e-6) for name, amount in needs.items() if amount > 0]
+        return min(rooms, default=1)
+
+    def _disconnect(self) -> None:
+        import ray
+
+        self._parts = None
+        if self._started:
+            ray.shutdown()
+            self._started = False
+
+
+def connect(address: str) -> None:
+    """Join the Ray cluster at `address`, or start one on this machine where that is "local".
+
+    ConfigError where there is none.
+    """
+    own: dict[str, Any] = {}
+    if address == LOCAL:
+        stay_on_this_machine()
+        own = {"include_dashboard": False}
+    import ray
+
+    try:
+        ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **own)
+    except (ConnectionError, OSError, RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConfigError(
+            f"ray.address={address}: {reason}. `ray start --head` starts a cluster on this machine, "
+            "ray.address=local one for the run alone"
+        ) from None
+
+
+def stay_on_this_machine() -> None:
+    """Let a cluster that this process starts listen on 127.0.0.1 alone, and send no statistics of its use.
+
+    Ray reads this when it is imported for the first time. That no other machine is to join it takes from a
+    variable that is named for Windows.
+    """
+    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+
+def _nodes() -> list[dict[str, float]]:
+    """The resources of each node that is alive."""
+    import ray
+
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """A workshop on its way to another machine: without the pixels, which that one decodes for itself."""
+
+    workshop: Workshop
+
+    @classmethod
+    def of(cls, workshop: Workshop, on_gpu: bool) -> _Parts:
+        """`on_gpu`: whether Ray gives the tasks a GPU; without one they must not take what they find."""
+        images, config = workshop.images, workshop.config
+        empty = ResizedImages(images.dataset, images.preprocessing, stored=images.stored)
+        if not on_gpu and config.device == "auto":
+            config = config.model_copy(update={"device": "cpu"})
+        return cls(replace(workshop, images=empty, folder=workshop.folder.absolute(), config=config))
+
+    def unpacked(self) -> Workshop:
+        images, data = self.workshop.images, self.workshop.config.data
+        images.fill(lambda _: None)
+        shared, memory = data.workers > 0, 0.0 if images.stored else data.cache_gb
+        return replace(
+            self.workshop,
+            images=ResizedImages(images.dataset, images.preprocessing, memory, shared, images.stored),
+        )
+
+
+class _Task(Worker):
+    """A task that does a group of jobs: a stream of messages."""
+
+    def __init__(self, stream: Any, jobs: Sequence[Job], workshop: Workshop, bars: Bars) -> None:
+        super().__init__(jobs, workshop.folder, bars)
+        self.stream = stream
+
+    def listen(self) -> None:
+        import ray
+        from ray.exceptions import RayError
+
+        try:
+            while ray.wait([self.stream], timeout=0, fetch_local=False)[0]:
+                for message in ray.get(next(self.stream)):
+                    self.take_in(message)
+        except StopIteration:
+            self.end()
+            self.died("its task ended early")
+        except RayError as error:
+            self.end()
+            self.died(_how(error))
+
+    def stop(self) -> None:
+        import ray
+
+        # what has ended meanwhile cannot be ended
+        with contextlib.suppress(ray.exceptions.RayError, ValueError):
+            ray.cancel(self.stream, force=True)
+        self.end()
+
+
+def _how(error: Exception) -> str:
+    """The end of a task in words."""
+    from ray import exceptions
+
+    if isinstance(error, exceptions.OutOfMemoryError):
+        return "Ray ended it, as the memory of its node ran out"
+    if isinstance(
+        error, exceptions.WorkerCrashedError | exceptions.NodeDiedError | exceptions.ObjectLostError
+    ):
+        return "its process or its node died"
+    cause = getattr(error, "cause", None) or error
+    return f"{type(cause).__name__}: {cause}".strip().splitlines()[0]
+
+
+# What a process of Ray's has unpacked: it does several groups, and keeps the images that it has decoded.
+_unpacked: dict[str, Workshop] = {}
+
+
+def _work(
+    parts: Sequence[Any], path: Sequence[str], jobs: Sequence[Job], manifest: Sequence[Training], threads: int
+) -> Iterator[list[Message]]:
+    """Do a group of jobs in this process of Ray's: what it has to say, in portions."""
+    import ray
+    import torch
+    from ray import cloudpickle
+
+    # for a model of one's own
+    sys.path.extend(place for place in path if place not in sys.path)
+    torch.set_num_threads(threads)
+    context = ray.get_runtime_context()
+    names = ", ".join(job.training.name for job in jobs)
+    place = f"{socket.gethostname()}, node {context.get_node_id()[:8]}, process {os.getpid()}"
+    yield [("note", f"{names}: on {place}")]
+    name = parts[0].hex()
+    if name not in _unpacked:
+        _unpacked.clear()
+        _unpacked[name] = cloudpickle.loads(ray.get(parts[0])).unpacked()
+    yield from _portions(names, partial(do_group, _unpacked[name], jobs, manifest, 0))
+
+
+def _portions(name: str, work: Callable[[Send], object]) -> Iterator[list[Message]]:
+    """What `work` sends while it goes on in a thread of that `name`, as much at a time as there is."""
+    messages: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
+
+    def do() -> None:
+        try:
+            work(messages.put)
+        finally:
+            messages.put(None)
+
+    threading.Thread(target=do, name=name, daemon=True).start()
+    while True:
+        portion = [messages.get()]
+        while not messages.empty():
+            portion.append(messages.get())
+        yield [message for message in portion if message is not None]
+        if portion[-1] is None:
+            return
