@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import (
@@ -489,6 +490,12 @@ class RayConfig(Section):
         description="GPUs that a training takes, 0.5 for two on one; null: 1 where the cluster has any",
     )
 
+    work_dir: Path | None = Field(
+        None,
+        description="where a node keeps its trainings when there is a storage; by default among its "
+        "temporary files",
+    )
+
     @field_validator("address")
     @classmethod
     def _no_client(cls, address: str) -> str:
@@ -538,6 +545,11 @@ class Config(Section):
         None,
         description="of what is computed once, teachers' logits and features; by default the run folder",
     )
+    storage: str | None = Field(
+        None,
+        min_length=1,
+        description="URL where the run is kept for other machines, such as sftp://HOST/PATH; null: nowhere",
+    )
     threshold: float = Field(0.5, ge=0, le=1, description="score above which a label is predicted")
     data: DataConfig = DataConfig()
     augment: AugmentConfig = AugmentConfig()
@@ -564,6 +576,14 @@ class Config(Section):
         return values | {
             role: shared | own for role in ROLES if isinstance(own := values.get(role) or {}, dict)
         }
+
+    @field_validator("storage")
+    @classmethod
+    def _no_password(cls, storage: str | None) -> str | None:
+        """The config of a run is written down in many places."""
+        if storage is not None and urlsplit(storage).password is not None:
+            raise ValueError("hold no password: docs/cluster.md says where it belongs")
+        return storage
 
     @model_validator(mode="after")
     def _the_baseline_starts_by_itself(self) -> Self:

@@ -22,6 +22,7 @@ from coterie.evaluation import Results, left_out_notes, results_table
 from coterie.features import check_features
 from coterie.files import atomic_write, content_hash
 from coterie.labels import Partition
+from coterie.mirror import make_mirror, run_key
 from coterie.models.factory import ModelBuilder, make_factory
 from coterie.predictor import Predictor
 from coterie.preflight import check_frozen, check_space, checked_images, describe_start, tried_model
@@ -91,12 +92,15 @@ def run(
     factory = make_factory(config.model, builder)
     engine = make_engine(config)
     engine.prepare(factory)
+    mirror = make_mirror(config, folder.path)
     dataset = prepare_data(config, dataset)
     partitions = make_partitions(config, dataset)
     model = tried_model(factory, dataset.class_names, console)
     check_frozen(config, factory, model)
     start = describe_start(factory, model)
     with folder.locked(), engine:
+        if mirror is not None:
+            mirror.fetch_run()
         before = folder.inputs() or checked
         readable, inputs = checked_images(dataset, config.data, before, console)
         inputs = replace(inputs, start_sha256=start["weights"], words_sha256=start["word_vectors"])
@@ -104,6 +108,9 @@ def run(
             partitions = make_partitions(config, readable)
         dataset = readable
         folder.check_config(config, inputs, update)
+        key = run_key(config, inputs)
+        if mirror is not None and not update:
+            mirror.check_run(key)
         trainings = _known(folder, planned_trainings(dataset.class_names, partitions))
         chosen = _chosen(trainings, only)
         shared = None
@@ -111,7 +118,9 @@ def run(
             shared = Store(store)
             shared.prepare()
         stages = Stages(
-            config, folder, dataset, factory, fabric, console, inputs.fingerprint, start, engine, shared
+            *(config, folder, dataset, factory, fabric, console, inputs.fingerprint, start, engine),
+            store=shared,
+            mirror=mirror,
         )
         stages.check_order(trainings, chosen)
         to_do = stages.still_to_do(trainings, chosen)
@@ -126,12 +135,16 @@ def run(
             for kind, partition in partitions.items():
                 partition.save(folder.path / PARTITIONS / f"{kind}.json")
             folder.write_manifest(inputs, trainings)
+            if mirror is not None:
+                mirror.keep_run(key)
             _announce(dataset, console)
             begun = time.monotonic()
             done = stages.train(chosen)
             results, leaning = stages.measure(done, models)
             keep_data(folder.path, content_hash([asdict(inputs), dataset.class_names]), dataset)
             _keep_diagnostics(folder, config, dataset, partitions, inputs)
+            if mirror is not None:
+                mirror.keep_run(key)
         except OSError as error:
             raise _stopped(folder, error.strerror or str(error)) from error
         except RuntimeError as error:

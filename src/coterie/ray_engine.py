@@ -8,6 +8,7 @@ import os
 import queue
 import socket
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -21,9 +22,11 @@ from coterie.data.loading import ResizedImages
 from coterie.dispatch import Message, Send, Worker, dispatch, do_group
 from coterie.errors import ConfigError, RunError
 from coterie.extras import need_extra
+from coterie.files import content_hash
+from coterie.mirror import Mirror
 from coterie.models.factory import ModelFactory
 from coterie.progress import Bars
-from coterie.runfolder import Training
+from coterie.runfolder import Training, reset
 from coterie.training import Failed, Job, Workshop, grouped
 
 LOCAL = "local"
@@ -34,9 +37,9 @@ SECONDS_BETWEEN_LOOKS = 10.0
 class RayEngine:
     """A task for each group of trainings, with the resources that a training needs (`ray.cpus`, `ray.gpus`).
 
-    Ray decides where and when a task runs. The tasks see the run folder, the images and the files of weights
-    at the paths that they have here. The student is one task too: `_start` is the place for a form of it that
-    several tasks share.
+    Ray decides where and when a task runs. The tasks see the images and the files of weights at the paths
+    that they have here, and so the run folder; with a `storage` each node has a folder of its own. The
+    student is one task too: `_start` is the place for a form of it that several tasks share.
     """
 
     def __init__(self, config: Config) -> None:
@@ -81,7 +84,7 @@ class RayEngine:
         self, workshop: Workshop, jobs: Sequence[Job], manifest: Sequence[Training], bars: Bars
     ) -> Iterator[Training | Failed]:
         groups = grouped(jobs, self.config.together, sum(map(self._room, _nodes())) or 1)
-        yield from dispatch(
+        results = dispatch(
             groups,
             len(jobs),  # Ray keeps those for which there is no room yet
             self.config.retries,
@@ -89,6 +92,8 @@ class RayEngine:
             lambda group, _: self._start(workshop, group, manifest, bars),
             self._wait,
         )
+        for result in results:
+            yield result if workshop.mirror is None else _brought(result, workshop.mirror)
 
     def _start(
         self, workshop: Workshop, jobs: Sequence[Job], manifest: Sequence[Training], bars: Bars
@@ -210,14 +215,29 @@ class _Parts:
             config = config.model_copy(update={"device": "cpu"})
         return cls(replace(workshop, images=empty, folder=workshop.folder.absolute(), config=config))
 
-    def unpacked(self) -> Workshop:
+    def unpacked(self, node: str) -> Workshop:
+        """The workshop as the tasks on `node` use it."""
         images, data = self.workshop.images, self.workshop.config.data
+        folder, mirror = self.workshop.folder, self.workshop.mirror
+        if mirror is not None:
+            place = self.workshop.config.ray.work_dir or Path(tempfile.gettempdir()) / "coterie"
+            folder = place / f"{content_hash([mirror.url, str(folder)])[:12]}-{node}"
+            mirror = replace(mirror, folder=folder)
         images.fill(lambda _: None)
         shared, memory = data.workers > 0, 0.0 if images.stored else data.cache_gb
         return replace(
             self.workshop,
+            folder=folder,
+            mirror=mirror,
             images=ResizedImages(images.dataset, images.preprocessing, memory, shared, images.stored),
         )
+
+
+def _brought(result: Training | Failed, mirror: Mirror) -> Training | Failed:
+    """A finished training, its files brought from the storage to the run folder."""
+    if not isinstance(result, Training) or mirror.take(result.name, result.key) is not None:
+        return result
+    return reset(result), RunError(f"storage={mirror.url} does not hold it whole; start the run again")
 
 
 class _Task(Worker):
@@ -282,12 +302,12 @@ def _work(
     torch.set_num_threads(threads)
     context = ray.get_runtime_context()
     names = ", ".join(job.training.name for job in jobs)
-    place = f"{socket.gethostname()}, node {context.get_node_id()[:8]}, process {os.getpid()}"
-    yield [("note", f"{names}: on {place}")]
+    node = context.get_node_id()[:8]
+    yield [("note", f"{names}: on {socket.gethostname()}, node {node}, process {os.getpid()}")]
     name = parts[0].hex()
     if name not in _unpacked:
         _unpacked.clear()
-        _unpacked[name] = cloudpickle.loads(ray.get(parts[0])).unpacked()
+        _unpacked[name] = cloudpickle.loads(ray.get(parts[0])).unpacked(node)
     yield from _portions(names, partial(do_group, _unpacked[name], jobs, manifest, 0))
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from coterie.checkpoint import INFO_FILE, WEIGHTS_FILE, read_checkpoint
-from coterie.config import Config, changed_settings, read_config
+from coterie.config import Config, changed_settings, leaves, read_config
 from coterie.errors import CheckpointError, ConfigError, RunError
 from coterie.files import atomic_write, content_hash, file_sha256
 from coterie.untrusted import parse_json
@@ -27,7 +27,7 @@ INDIFFERENT = (
     *("out", "device", "jobs", "together", "data.source", "data.format", "data.image_root", "data.workers"),
     *("data.cache_gb", "data.disk_cache_gb", "model.weights", "model.word_vectors", "cache_dir"),
     *("resume.minutes", "resume.steps"),
-    *("engine", "retries", "ray.address", "ray.cpus", "ray.gpus"),
+    *("engine", "retries", "ray.address", "ray.cpus", "ray.gpus", "ray.work_dir", "storage"),
 )
 
 
@@ -225,6 +225,11 @@ def relevant_changes(old: Config, new: Config) -> list[str]:
         for key, before, after in changed_settings(old, new)
         if key not in INDIFFERENT
     ]
+
+
+def relevant_settings(config: Config) -> dict[str, Any]:
+    """The settings that change what comes out of a run, each under its key with dots."""
+    return {key: value for key, value in leaves(config.to_values()) if key not in INDIFFERENT}
 
 
 def reset(training: Training) -> Training:

@@ -33,6 +33,7 @@ from coterie.evaluation import Results, evaluation_splits, model_logits, to_scor
 from coterie.files import atomic_write, content_hash
 from coterie.logits import LogitsWriter, are_written
 from coterie.metrics import multilabel_metrics
+from coterie.mirror import Mirror
 from coterie.models.factory import ModelFactory
 from coterie.preparation import branch_weights, training_graph
 from coterie.progress import Bars, say
@@ -61,6 +62,7 @@ class Stages:
         start: Mapping[str, Any],
         engine: Engine,
         store: Store | None = None,
+        mirror: Mirror | None = None,
     ) -> None:
         self.config = config
         self.folder = folder
@@ -72,11 +74,12 @@ class Stages:
         self.start = start
         self.engine = engine
         self.store = store
+        self.mirror = mirror
         shared = config.data.workers > 0 or config.jobs > 1
         stored = self._stored_pixels()
         self._pixels_are_stored = False
         self.images = ResizedImages(dataset, factory.preprocessing, config.data.cache_gb, shared, stored)
-        self.workshop = Workshop(config, folder.path, dataset, factory, self.images, fingerprint)
+        self.workshop = Workshop(config, folder.path, dataset, factory, self.images, fingerprint, mirror)
 
     def _stored_pixels(self) -> PixelStore | None:
         """The resized images on the disk: where memory does not hold them, files do, and the disk may."""
@@ -122,9 +125,21 @@ class Stages:
                 remove_states(self.folder.path / training.name)  # of a run killed when it was just finished
                 self._renew_threshold(training)
                 self._share(training)
-            elif training.name in chosen and not self._take(training, key):
+            elif training.name in chosen and not (self._bring(training, key) or self._take(training, key)):
                 jobs.append(Job(self._emptied(training), training_settings(self.config, training), key))
         return jobs
+
+    def _bring(self, training: Training, key: str) -> bool:
+        """Bring the training from where another machine has finished it; whether it is there."""
+        if self.mirror is None:
+            return False
+        found = self.mirror.take(training.name, key)
+        if found is None:
+            return False
+        self.folder.record(found)
+        self._renew_threshold(found)
+        say(self.console, f"{found.name}: brought from {self.mirror.url}, val mAP {_percent(found.val_map)}")
+        return True
 
     def _take(self, training: Training, key: str) -> bool:
         """Take the training out of the store instead of doing it; whether the store has it."""
@@ -141,13 +156,17 @@ class Stages:
         write_description(path, replace(untuned, threshold=self.config.threshold, config=config))
         self.folder.record(taken)
         remove_states(path)
+        if self.mirror is not None:
+            self.mirror.keep(taken)
         say(self.console, f"{taken.name}: taken from {self.store.path}, val mAP {_percent(taken.val_map)}")
         return True
 
     def _share(self, training: Training) -> None:
-        """Put a finished training into the store."""
+        """Put a finished training into the store, and to where other machines find it."""
         if self.store is not None:
             self.store.put(training, self.folder.path / training.name)
+        if self.mirror is not None:
+            self.mirror.keep(training)
 
     def _emptied(self, training: Training) -> Training:
         """The training as one that is not done; what it left under another key moves to the archive."""

@@ -19,6 +19,7 @@ from coterie.errors import CheckpointError, ConfigError, RunError
 from coterie.evaluation import EVALUATION_BATCH
 from coterie.features import Features
 from coterie.lockstep import Member, train_together
+from coterie.mirror import Keeping, Mirror
 from coterie.models.cut import Cut
 from coterie.models.factory import ModelFactory
 from coterie.models.inherit import inherit_weights
@@ -72,6 +73,7 @@ class Workshop:
     factory: ModelFactory
     images: ResizedImages
     fingerprint: str
+    mirror: Mirror | None = None
 
     def train(
         self, jobs: Sequence[Job], reporter: Reporter, manifest: Sequence[Training] = (), device: int = 0
@@ -80,13 +82,34 @@ class Workshop:
         checkpoints: the manifest's new entries, each as soon as it is finished.
 
         `manifest`: all trainings of the run, for those that start from others or learn from them. `device`:
-        which of several GPUs.
+        which of several GPUs. With a `mirror`, what another machine has kept is taken up from there, and put
+        there after every epoch.
         """
+        if self.mirror is not None:
+            self._fetch(jobs, manifest, self.mirror)
+            reporter = Keeping(self.mirror, {job.training.name: job.key for job in jobs}, reporter)
         group = _Group(self, jobs, reporter, manifest, device)
         with group.watched() as members:
             for member, error in train_together(list(members)):
                 job = members[member]
-                yield (job.training, error) if error is not None else self._finish(job, member.trainer)
+                if error is not None:
+                    yield job.training, error
+                    continue
+                done = self._finish(job, member.trainer)
+                if self.mirror is not None:
+                    self.mirror.keep(done)
+                yield done
+
+    def _fetch(self, jobs: Sequence[Job], manifest: Sequence[Training], mirror: Mirror) -> None:
+        """Bring what the jobs need here: their own states, and the trainings that these depend on."""
+        for job in jobs:
+            mirror.fetch_state(job.training.name, job.key)
+        for_student = any(job.training.name == STUDENT for job in jobs)
+        from_baseline = any(job.settings.start == "baseline" for job in jobs)
+        for other in manifest:
+            needed = (for_student and other.branch) or (from_baseline and other.name == BASELINE)
+            if needed and mirror.take(other.name, other.key) is None:
+                raise RunError(f"storage={mirror.url} does not hold {other.name} whole; start the run again")
 
     def _finish(self, job: Job, trainer: Trainer) -> Training:
         state, training, model = trainer.state, job.training, trainer.task.model

@@ -1,0 +1,222 @@
+"""A run at a URL: what another machine finds there, whole or not at all; on the disk and on a server."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import shutil
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+from fsspec.implementations.local import LocalFileSystem
+from rich.console import Console
+
+from coterie.checkpoint import INFO_FILE, WEIGHTS_FILE
+from coterie.config import load_config
+from coterie.errors import ConfigError, RunError
+from coterie.mirror import Mirror
+from coterie.pipeline import Run, run
+from coterie.runfolder import RunFolder, Training
+from coterie.trainer import LOG_FILE, STATE_FILE
+from tests.tiny import RUN_WORDS, write_table
+
+NAME = "teachers/co-occurrence-0"
+DONE = Training(NAME, ("red", "blue"), "co-occurrence", 0, "done", "key", "hash", 1, 50.0, 2.0)
+BASELINE = ("baseline",)
+
+
+@pytest.fixture(scope="session")
+def sftp_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a folder on an SFTP server of this process, bound to 127.0.0.1."""
+    pytest.importorskip("paramiko")
+    asyncssh = pytest.importorskip("asyncssh")
+    folder = tmp_path_factory.mktemp("sftp")
+    loop, started = asyncio.new_event_loop(), threading.Event()
+    served: dict[str, Any] = {}
+
+    class Server(asyncssh.SSHServer):  # type: ignore[misc, name-defined]
+        def password_auth_supported(self) -> bool:
+            return True
+
+        def validate_password(self, username: str, password: str) -> bool:
+            return (username, password) == ("coterie", "secret")
+
+    async def listen() -> None:
+        key = asyncssh.generate_private_key("ssh-ed25519")
+        served["acceptor"] = await asyncssh.listen(
+            "127.0.0.1", 0, server_factory=Server, server_host_keys=[key], sftp_factory=True
+        )
+        started.set()
+
+    def serve() -> None:
+        loop.run_until_complete(listen())
+        loop.run_forever()
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    assert started.wait(60)
+    with pytest.MonkeyPatch.context() as patch:
+        # as the environment variable FSSPEC_SFTP_PASSWORD does it
+        patch.setitem(fsspec.config.conf, "sftp", {"password": "secret"})
+        yield f"sftp://coterie@127.0.0.1:{served['acceptor'].get_port()}{folder}"
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join(60)
+
+
+@pytest.fixture(params=["file", "sftp"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A folder of its own, on the disk and on the server."""
+    if request.param == "file":
+        return f"file://{tmp_path}/storage"
+    return f"{request.getfixturevalue('sftp_server')}/{tmp_path.name}"
+
+
+def write(folder: Path, **files: str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    names = {"weights": WEIGHTS_FILE, "info": INFO_FILE, "log": LOG_FILE, "state": STATE_FILE}
+    for name, content in files.items():
+        (folder / names[name]).write_text(content)
+    return folder
+
+
+def contents(folder: Path) -> dict[str, str]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_text() for path in files}
+
+
+def stored(url: str, part: str) -> set[str]:
+    """The names of the files of a part."""
+    fs, path = fsspec.core.url_to_fs(url)
+    return {found.rpartition("/")[2] for found in fs.ls(f"{path}/{part}.files", detail=False)}
+
+
+def test_a_finished_training_is_found_by_its_key_and_brought_whole(url: str, tmp_path: Path) -> None:
+    here, there = Mirror(url, tmp_path / "here"), Mirror(url, tmp_path / "there")
+    write(here.folder / NAME, weights="w", info="{}", log="1\n", state="s")
+    here.keep(DONE)
+    assert there.take(NAME, "another key") is None
+    assert not there.folder.exists()
+    assert there.take(NAME, "key") == DONE
+    assert contents(there.folder / NAME) == {WEIGHTS_FILE: "w", INFO_FILE: "{}", LOG_FILE: "1\n"}
+    assert there.take("student", "key") is None
+
+
+def test_a_state_is_taken_up_where_it_has_come_further(url: str, tmp_path: Path) -> None:
+    here, there = Mirror(url, tmp_path / "here"), Mirror(url, tmp_path / "there")
+    for epochs in (1, 2):
+        write(here.folder / NAME, state=f"after {epochs}", log="line\n" * epochs)
+        here.keep_state(NAME, "key")
+    assert len(stored(url, NAME)) == 2  # of the first epoch nothing is left
+    assert not there.fetch_state(NAME, "another key")
+    write(there.folder / NAME, state="newer", log="line\n" * 3)
+    assert not there.fetch_state(NAME, "key")
+    write(there.folder / NAME, state="older", log="line\n")
+    assert there.fetch_state(NAME, "key")
+    assert contents(there.folder / NAME) == {STATE_FILE: "after 2", LOG_FILE: "line\nline\n"}
+    here.keep(replace(DONE))  # no weights yet, so that only the log is kept
+    assert not there.fetch_state(NAME, "key")
+
+
+@pytest.mark.parametrize("damage", ["cut", "removed"])
+def test_what_is_not_as_it_was_written_is_not_there(damage: str, tmp_path: Path) -> None:
+    url = f"file://{tmp_path}/storage"
+    here, there = Mirror(url, tmp_path / "here"), Mirror(url, tmp_path / "there")
+    write(here.folder / NAME, weights="weights", info="{}")
+    here.keep(DONE)
+    for path in (tmp_path / "storage" / f"{NAME}.files").iterdir():
+        if path.read_text() == "weights":
+            path.write_text("wei") if damage == "cut" else path.unlink()
+    assert there.take(NAME, "key") is None
+    assert not (there.folder / NAME / WEIGHTS_FILE).exists()
+
+
+def test_a_kill_before_the_list_is_written_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"file://{tmp_path}/storage"
+    here, there = Mirror(url, tmp_path / "here"), Mirror(url, tmp_path / "there")
+    write(here.folder / NAME, state="first", log="line\n")
+    here.keep_state(NAME, "key")
+    moved = LocalFileSystem.mv
+    moves: list[str] = []
+
+    def killed(self: LocalFileSystem, old: str, new: str, **options: Any) -> None:
+        moves.append(new)
+        if new.endswith(".json"):
+            raise KeyboardInterrupt
+        moved(self, old, new, **options)
+
+    write(here.folder / NAME, state="second", log="line\nline\n")
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalFileSystem, "mv", killed)
+        with pytest.raises(KeyboardInterrupt):
+            here.keep_state(NAME, "key")
+    assert len(moves) == 3  # both files, and then their list
+    assert there.fetch_state(NAME, "key")
+    assert contents(there.folder / NAME) == {STATE_FILE: "first", LOG_FILE: "line\n"}
+
+
+def test_a_list_that_names_a_file_outside_of_the_run_is_refused(tmp_path: Path) -> None:
+    url = f"file://{tmp_path}/storage"
+    here, there = Mirror(url, tmp_path / "here"), Mirror(url, tmp_path / "there")
+    write(here.folder / NAME, weights="weights")
+    here.keep(DONE)
+    path = tmp_path / "storage" / f"{NAME}.json"
+    content = json.loads(path.read_text())
+    content["files"] = {"../../../outside": content["files"][WEIGHTS_FILE]}
+    path.write_text(json.dumps(content))
+    with pytest.raises(RunError, match="names a file outside of the run"):
+        there.take(NAME, "key")
+    assert not (tmp_path / "outside").exists()
+
+
+def test_a_storage_that_cannot_be_used_is_one_message(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match=r"storage=file://.*the same command goes on"):
+        Mirror(f"file://{tmp_path}/file/below", tmp_path).check()
+    with pytest.raises(ConfigError, match=r"storage=nosuch://place: .*nosuch"):
+        Mirror("nosuch://place", tmp_path).check()
+    with pytest.raises(ConfigError, match=r"must hold no password: docs/cluster\.md says where"):
+        load_config(["storage=sftp://me:secret@host/path"])
+
+
+def start(folder: Path, url: str, *words: str, only: tuple[str, ...] | None = None) -> tuple[Run, str]:
+    """A run that is kept at `url`, with its folder in `folder`, and what it printed."""
+    console = Console(file=io.StringIO(), width=200)
+    table = folder.parent / "photos" / "labels.csv"
+    config = load_config([*RUN_WORDS, f"data={table}", f"out={folder}", f"storage={url}", *words])
+    made = run(config, only=only, console=console)
+    assert isinstance(console.file, io.StringIO)
+    return made, console.file.getvalue()
+
+
+def test_another_machine_goes_on_with_a_run(url: str, tmp_path: Path) -> None:
+    write_table(tmp_path / "photos")
+    start(tmp_path / "here", url, only=BASELINE)
+    made, printed = start(tmp_path / "there", url)
+    assert "baseline: done before" in printed
+    shutil.rmtree(tmp_path / "there")
+    (tmp_path / "here" / "manifest.json").unlink()  # as of a machine that has lost it
+    again, printed = start(tmp_path / "here", url)
+    assert again.metrics == made.metrics
+    assert "student: brought from" in printed
+    assert {training.state for training in RunFolder(again.folder).trainings()} == {"done"}
+
+
+def test_a_storage_of_another_run_is_refused(tmp_path: Path) -> None:
+    write_table(tmp_path / "photos")
+    url = f"file://{tmp_path}/storage"
+    start(tmp_path / "here", url, only=BASELINE)
+    with pytest.raises(RunError, match="is a run of other settings"):
+        start(tmp_path / "there", url, "seed=1", only=BASELINE)
+    shutil.rmtree(tmp_path / "there")
+    other = tmp_path / "elsewhere"
+    start(other, f"file://{tmp_path}/other", "seed=1", only=BASELINE)
+    with pytest.raises(RunError, match="holds a run of other settings or data; choose another"):
+        start(other, url, "seed=1", only=BASELINE)
