@@ -1,11 +1,14 @@
 """A run on a Ray cluster that loses two of its nodes, against the same run undisturbed.
 
-    python -m benchmarks.cluster [--folder FOLDER]
+    python -m benchmarks.cluster [--folder FOLDER] [KEY=VALUE ...]
 
 A cluster of a head without CPUs and two nodes of one CPU each is started on this machine, each with
 processes and resources of its own, all bound to 127.0.0.1. A baseline, a teacher and a student are trained on
 it. The node of the teacher is killed (SIGKILL) in the middle of its second epoch, and so is that of the
 student; for each that is killed a new one joins. The undisturbed run trains in this process (engine=local).
+
+By default the nodes share the run folder. With storage=URL each has a folder of its own, and they share only
+what is at that URL.
 
 Exit status 1 where the run does not end, or one hash of its weights is not that of the undisturbed run.
 """
@@ -18,8 +21,9 @@ import io
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,6 +46,8 @@ WORDS = (
     *("train.epochs=4", "train.batch_size=16"),
 )
 STOP_AT = 9
+# Half a minute does; what takes so long hangs.
+LIMIT = 600.0
 MEMORY = 150 * 2**20
 
 
@@ -106,12 +112,15 @@ def add_node(cluster: Any) -> None:
     cluster.add_node(num_cpus=1, node_ip_address=HERE, object_store_memory=MEMORY)
 
 
-def kill_nodes(cluster: Any, marks: Path, running: Future[Any]) -> None:
+def kill_nodes(cluster: Any, marks: Path, running: Future[object]) -> None:
     """Kill the node of each victim when it has left its mark, and let a new one join, as long as it runs."""
+    end = time.monotonic() + LIMIT
     for name in VICTIMS:
         while not (mark := mark_of(marks, name)).exists():
             if wait([running], timeout=0.05).done:
                 return
+            if time.monotonic() > end:
+                raise TimeoutError(f"{name} has not come to its step {STOP_AT} in {LIMIT} seconds")
         (victim,) = [node for node in cluster.worker_nodes if node.node_id == mark.read_text()]
         cluster.remove_node(victim, allow_graceful=False)
         add_node(cluster)
@@ -123,30 +132,42 @@ def hashes(folder: Path) -> dict[str, str]:
 
 
 def undisturbed(folder: Path) -> dict[str, str]:
-    """The hashes of the run in this process, on one thread as a node has."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    """The hashes of the run in this process."""
+    with one_thread():
         run(load_config([*WORDS, f"out={folder}"]), builder=Interrupted)
-    finally:
-        torch.set_num_threads(threads)
     return hashes(folder)
 
 
-def disturbed(folder: Path, *words: str) -> tuple[dict[str, str], str]:
-    """The hashes of the run on a cluster that loses two nodes, and what it printed."""
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute as a node of one CPU does: sums over more threads round differently."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def disturbed(cluster: Any, folder: Path, *words: str) -> tuple[dict[str, str], str]:
+    """The hashes of the run on a `cluster` that loses two nodes, and what it printed."""
     marks = folder.with_name(f"{folder.name}-marks")
     marks.mkdir(parents=True)
     console = Console(file=io.StringIO(), width=200)
     builder = partial(Interrupted, marks=marks)
-    with ThreadPoolExecutor(1) as pool, two_nodes() as cluster:
-        config = load_config(
-            [*WORDS, "engine=ray", f"ray.address={cluster.address}", f"out={folder}", *words]
-        )
-        # in a thread: nodes are added by the main one
-        running = pool.submit(run, config, builder=builder, console=console)
-        kill_nodes(cluster, marks, running)
-        running.result()
+    config = load_config([*WORDS, "engine=ray", f"ray.address={cluster.address}", f"out={folder}", *words])
+    running: Future[object] = Future()
+
+    def drive() -> None:
+        try:
+            running.set_result(run(config, builder=builder, console=console))
+        except BaseException as error:
+            running.set_exception(error)
+
+    # Ray wants its nodes to be added by the main thread
+    threading.Thread(target=drive, daemon=True).start()
+    kill_nodes(cluster, marks, running)
+    running.result(LIMIT)
     assert isinstance(console.file, io.StringIO)
     return hashes(folder), console.file.getvalue()
 
@@ -154,10 +175,13 @@ def disturbed(folder: Path, *words: str) -> tuple[dict[str, str], str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, help="for both runs; by default one that is removed again")
-    folder = parser.parse_args().folder
+    parser.add_argument("words", nargs="*", metavar="KEY=VALUE", help="further settings of the disturbed run")
+    arguments = parser.parse_args()
+    folder = arguments.folder
     with contextlib.nullcontext(folder) if folder else tempfile.TemporaryDirectory() as place:
         expected = undisturbed(Path(place) / "undisturbed")
-        found, printed = disturbed(Path(place) / "disturbed")
+        with two_nodes() as cluster:
+            found, printed = disturbed(cluster, Path(place) / "disturbed", *arguments.words)
     print(printed)
     lost = [name for name in VICTIMS if f"{name}: its process or its node died" in printed]
     for name, sha256 in expected.items():

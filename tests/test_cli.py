@@ -298,6 +298,18 @@ def test_a_run_takes_and_fills_a_store(coterie_command: Command, table: Path, tm
     assert outcome.output.count(f"taken from {store}, val mAP") == 5
 
 
+def test_a_run_does_only_the_trainings_that_are_named(
+    coterie_command: Command, table: Path, tmp_path: Path
+) -> None:
+    names = ("baseline", "teachers/dis-occurrence-1")
+    outcome = coterie_command("run", "--only", *names, *run_words(table, tmp_path / "run")[1:])
+    assert outcome.status == 0
+    states = {each.name: each.state for each in RunFolder(tmp_path / "run").trainings()}
+    assert [name for name, state in states.items() if state == "done"] == list(names)
+    outcome = coterie_command(*run_words(table, tmp_path / "run"), "--only", "baselin")
+    assert_refused(outcome, "there is no training 'baselin'; did you mean 'baseline'?")
+
+
 # run: bad input
 
 

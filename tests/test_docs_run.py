@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 from dataclasses import replace
 from functools import partial
@@ -36,6 +37,7 @@ ONE_TEACHER = "k=1"
 # Command lines that are not run, and why.
 NOT_RUN = {
     r"run '?data=(nuswide|VOCdevkit|shards/|somebody/).*": "tests/test_cli.py runs each layout",
+    r"run .*engine=ray.*": "a cluster; tests/test_ray_engine.py runs on one",
     r"serve .*": "it goes on until Ctrl-C; tests/serve runs it",
     r"predict runs/photos - .*": "paths from standard input; tests/test_cli.py gives some",
     r"evaluate .*data=VOCdevkit.*": "tests/test_class_mapping.py and tests/test_cli.py map classes",
@@ -178,6 +180,11 @@ def small_fit(fit: Any, data: str, model: Any, **settings: Any) -> Any:
     settings["train"] = settings.get("train", {}) | {"epochs": 1, "batch_size": 8}
     settings["augment"] = {"randaugment": False}
     return fit(data, {"name": model, "image_size": 32}, **settings)
+
+
+@pytest.mark.parametrize("script", blocks("docs/cluster.md", "bash"))
+def test_a_script_for_slurm_is_one_that_bash_takes(script: str) -> None:
+    subprocess.run(["bash", "-n"], input=script, text=True, check=True)
 
 
 def test_yaml_in_the_documents_is_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,6 +32,7 @@ from coterie.training import Failed, Job, Workshop, grouped
 LOCAL = "local"
 # How long to wait for a word of a task before looking whether a node is left that could do it.
 SECONDS_BETWEEN_LOOKS = 10.0
+SECONDS_TO_CONNECT = 30.0
 
 
 class RayEngine:
@@ -174,6 +175,9 @@ def connect(address: str) -> None:
     import ray
 
     try:
+        if ":" in address:  # Ray would try for ever
+            host, port = address.rsplit(":", 1)
+            socket.create_connection((host, int(port)), timeout=SECONDS_TO_CONNECT).close()
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **own)
     except (ConnectionError, OSError, RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

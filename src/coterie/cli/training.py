@@ -11,7 +11,7 @@ from rich.console import Console
 from coterie.cli.app import ListsOfValues, SettingWords, app
 
 
-@app.command(name="run")
+@app.command(name="run", cls=ListsOfValues)
 def run_command(
     words: SettingWords = None,
     update: Annotated[
@@ -26,6 +26,14 @@ def run_command(
             help="Folder of finished trainings that several runs share: taken from there, put there."
         ),
     ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME...",
+            help="Do these trainings alone, such as baseline or teachers/co-occurrence-0: a later call does "
+            "the rest.",
+        ),
+    ] = None,
 ) -> None:
     """Train the baseline, the teachers and the student, and print how they compare.
 
@@ -36,7 +44,7 @@ def run_command(
     from coterie.config import load_config
     from coterie.pipeline import run
 
-    run(load_config(words or ()), update=update, store=store, console=Console())
+    run(load_config(words or ()), update=update, only=only, store=store, console=Console())
 
 
 @app.command(cls=ListsOfValues)
