@@ -50,14 +50,17 @@ def test_nodes_that_are_killed_change_no_weights(cluster: Any, tmp_path: Path) -
     assert len(students) == 2
 
 
-def test_nodes_share_the_run_folder_where_there_is_no_storage(cluster: Any, tmp_path: Path) -> None:
-    table = write_table(tmp_path / "photos")
-    words = [*RUN_WORDS, f"data={table}", "k=1"]
+def test_nodes_share_the_run_folder_where_there_is_no_storage(
+    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_table(tmp_path / "photos")
+    monkeypatch.chdir(tmp_path)  # paths are those of the driver, wherever a node was started
+    words = [*RUN_WORDS, "data=photos/labels.csv", "k=1"]
     on_ray = ["engine=ray", f"ray.address={cluster.address}"]
     hashes = []
     for name, more in (("here", []), ("there", on_ray)):
         with disturbance.one_thread():
-            made = run(load_config([*words, *more, f"out={tmp_path / name}"]), only=("baseline",))
+            made = run(load_config([*words, *more, f"out={name}"]), only=("baseline",))
         (baseline, *_) = RunFolder(made.folder).trainings()
         hashes.append((baseline.state, baseline.weights_sha256))
     assert hashes[0][0] == "done"

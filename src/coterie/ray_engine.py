@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import getpass
 import logging
 import os
 import queue
@@ -113,9 +114,9 @@ class RayEngine:
             name=", ".join(job.training.name for job in jobs),
         )
         threads = max(1, int(self.config.ray.cpus))
-        path = [str(Path(place).absolute()) for place in sys.path]
+        places = [str(Path(place).absolute()) for place in (".", *sys.path)]
         # in a list a reference is fetched only where the task asks for it
-        stream = work.remote([self._parts[1]], path, jobs, manifest, threads)
+        stream = work.remote([self._parts[1]], places, jobs, manifest, threads)
         return _Task(stream, jobs, workshop, bars)
 
     def _wait(self, tasks: Sequence[_Task]) -> None:
@@ -224,7 +225,8 @@ class _Parts:
         images, data = self.workshop.images, self.workshop.config.data
         folder, mirror = self.workshop.folder, self.workshop.mirror
         if mirror is not None:
-            place = self.workshop.config.ray.work_dir or Path(tempfile.gettempdir()) / "coterie"
+            place = self.workshop.config.ray.work_dir
+            place = place or Path(tempfile.gettempdir()) / f"coterie-{getpass.getuser()}"
             folder = place / f"{content_hash([mirror.url, str(folder)])[:12]}-{node}"
             mirror = replace(mirror, folder=folder)
         images.fill(lambda _: None)
@@ -294,15 +296,24 @@ _unpacked: dict[str, Workshop] = {}
 
 
 def _work(
-    parts: Sequence[Any], path: Sequence[str], jobs: Sequence[Job], manifest: Sequence[Training], threads: int
+    parts: Sequence[Any],
+    places: Sequence[str],
+    jobs: Sequence[Job],
+    manifest: Sequence[Training],
+    threads: int,
 ) -> Iterator[list[Message]]:
-    """Do a group of jobs in this process of Ray's: what it has to say, in portions."""
+    """Do a group of jobs in this process of Ray's: what it has to say, in portions.
+
+    `places`: the working folder of the driver, and where it looks for modules.
+    """
     import ray
     import torch
     from ray import cloudpickle
 
+    with contextlib.suppress(OSError):  # it is not on every machine, and absolute paths need none
+        os.chdir(places[0])
     # for a model of one's own
-    sys.path.extend(place for place in path if place not in sys.path)
+    sys.path.extend(place for place in places[1:] if place not in sys.path)
     torch.set_num_threads(threads)
     context = ray.get_runtime_context()
     names = ", ".join(job.training.name for job in jobs)
