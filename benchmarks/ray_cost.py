@@ -29,7 +29,8 @@ from typing import NamedTuple
 import torch
 from rich.console import Console
 
-from benchmarks.together import K, pictures
+from benchmarks.pictures import random_dataset
+from benchmarks.together import K
 from coterie.config import Config, load_config
 from coterie.data.dataset import MultiLabelDataset
 from coterie.data.loading import ResizedImages
@@ -103,7 +104,7 @@ def main() -> int:
     # the threads of this process are shared out among the processes of engine=local
     torch.set_num_threads(arguments.slots)
     words = ["model=resnet10t", "model.image_size=64", f"k={K}", "device=cpu", "train.epochs=2", *words]
-    dataset = pictures(arguments.images, load_config(words).model.image_size or 64)
+    dataset = random_dataset(arguments.images, load_config(words).model.image_size or 64, validation=True)
     engines = {"local": [f"jobs={arguments.slots}"], "ray": [f"ray.cpus={cpus(arguments.slots)}"]}
     taken: dict[str, list[Taken]] = {}
     weights = []

@@ -23,9 +23,10 @@ from coterie.errors import ConfigError, RunError
 from coterie.mirror import Mirror
 from coterie.pipeline import Run, run
 from coterie.runfolder import RunFolder, Training
-from coterie.trainer import LOG_FILE, STATE_FILE
+from coterie.trainer import LOG_FILE
 from tests.tiny import RUN_WORDS, write_table
 
+STATE_FILE = "state-00000003.pt"
 NAME = "teachers/co-occurrence-0"
 DONE = Training(NAME, ("red", "blue"), "co-occurrence", 0, "done", "key", "hash", 1, 50.0, 2.0)
 BASELINE = ("baseline",)
@@ -134,6 +135,39 @@ def test_what_is_not_as_it_was_written_is_not_there(damage: str, tmp_path: Path)
             path.write_text("wei") if damage == "cut" else path.unlink()
     assert there.take(NAME, "key") is None
     assert not (there.folder / NAME / WEIGHTS_FILE).exists()
+    here.keep(DONE)
+    assert there.take(NAME, "key") == DONE
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[1]", '{"schema_version": 2, "key": "key", "files": {}}', "[" * 100_000]
+)
+def test_a_list_that_is_none_counts_as_missing(text: str, tmp_path: Path) -> None:
+    here = Mirror(f"file://{tmp_path}/storage", tmp_path / "here")
+    write(here.folder / NAME, weights="weights")
+    here.keep(DONE)
+    (tmp_path / "storage" / f"{NAME}.json").write_text(text)
+    assert here.take(NAME, "key") is None
+
+
+def test_what_is_replaced_while_it_is_read_is_read_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"file://{tmp_path}/storage"
+    here, there = Mirror(url, tmp_path / "here"), Mirror(url, tmp_path / "there")
+    write(here.folder / NAME, state="first", log="line\n")
+    here.keep_state(NAME, "key")
+    get_file = LocalFileSystem.get_file
+
+    def replaced(self: LocalFileSystem, *arguments: Any, **options: Any) -> None:
+        monkeypatch.undo()
+        write(here.folder / NAME, state="second", log="line\nline\n")
+        here.keep_state(NAME, "key")
+        get_file(self, *arguments, **options)
+
+    monkeypatch.setattr(LocalFileSystem, "get_file", replaced)
+    assert there.fetch_state(NAME, "key")
+    assert contents(there.folder / NAME) == {STATE_FILE: "second", LOG_FILE: "line\nline\n"}
 
 
 def test_a_kill_before_the_list_is_written_leaves_what_was_there(

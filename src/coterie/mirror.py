@@ -7,16 +7,15 @@ it never names what is not there yet; what is read is compared with it.
 
 from __future__ import annotations
 
-import json
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from coterie.checkpoint import INFO_FILE, WEIGHTS_FILE
 from coterie.config import Config
@@ -31,12 +30,26 @@ from coterie.runfolder import (
     relevant_settings,
 )
 from coterie.trainer import LOG_FILE, EpochWatcher, Reporter
+from coterie.untrusted import parse_json
 
-SCHEMA_VERSION = 1
 RUN = "run"
 # What is kept of a finished training, and what grows while it is read.
 FINISHED = (WEIGHTS_FILE, INFO_FILE, LOG_FILE)
 GROWING = "tensorboard"
+
+
+class _Part(BaseModel):
+    """The list of the files of a part, by their hashes. `key` is that of what they were made from; of a
+    finished training there is its entry in the manifest, of another how many `epochs` lie behind.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    schema_version: Literal[1] = 1
+    key: str
+    files: dict[str, Annotated[str, Field(pattern="^[0-9a-f]{64}$")]]
+    epochs: int = 0
+    training: Training | None = None
 
 
 @dataclass(frozen=True)
@@ -48,7 +61,7 @@ class Mirror:
 
     def check(self) -> None:
         """ConfigError where the URL is of no known kind, or RunError where nothing can be written there."""
-        self._publish("check", {})
+        self._publish("check", _Part(key="", files={}))
         self._remove([self._list("check")])
 
     def keep_state(self, name: str, key: str) -> None:
@@ -56,50 +69,45 @@ class Mirror:
         files = (path for path in (self.folder / name).rglob("*") if path.is_file())
         names = [str(path.relative_to(self.folder / name)) for path in files]
         visible = [each for each in names if not each.startswith((".", GROWING))]
-        self._put(name, self.folder / name, visible, {"key": key, "epochs": _epochs(self.folder / name)})
+        self._put(name, self.folder / name, visible, key, epochs=_epochs(self.folder / name))
 
     def keep(self, training: Training) -> None:
         """Put the finished `training` there."""
         folder = self.folder / training.name
         present = [file for file in FINISHED if (folder / file).is_file()]
-        self._put(training.name, folder, present, {"key": training.key, "training": asdict(training)})
+        self._put(training.name, folder, present, training.key, training=training)
 
     def fetch_state(self, name: str, key: str) -> bool:
         """Take up what another machine has kept of the unfinished training `name`, where that has come
         further than the one in the folder here; whether it has.
         """
-        content = self._read(name)
-        if content is None or content["key"] != key or "training" in content:
+        part = self._read(name)
+        if part is None or part.key != key or part.epochs <= _epochs(self.folder / name):
             return False
-        if content["epochs"] <= _epochs(self.folder / name):
-            return False
-        return self._fetch(name, self.folder / name, content)
+        return self._fetch(name, self.folder / name, part) is not None
 
     def take(self, name: str, key: str) -> Training | None:
         """Bring the files of the finished training `name` here, those that differ; its entry in the manifest,
         or None where it is not there whole.
         """
-        content = self._read(name)
-        if content is None or content["key"] != key:
+        part = self._read(name)
+        if part is None or part.key != key or part.training is None:
             return None
-        try:
-            training = TypeAdapter(Training).validate_python(content["training"])
-        except (KeyError, ValidationError):
-            return None
-        return training if self._fetch(name, self.folder / name, content) else None
+        part = self._fetch(name, self.folder / name, part)
+        return None if part is None or part.key != key else part.training
 
     def keep_run(self, key: str) -> None:
         """Put there what the run has beside its trainings: settings, manifest, groups, results."""
         run = self.folder
         files = [*run.glob("*.json"), run / CONFIG_FILE, *run.glob("partitions/*"), *run.glob("logits/*")]
         names = [str(path.relative_to(run)) for path in files if path.is_file()]
-        self._put(RUN, run, names, {"key": key})
+        self._put(RUN, run, names, key)
 
     def fetch_run(self) -> None:
         """Bring the run here, with what is finished of it, where the folder has none."""
-        if (self.folder / CONFIG_FILE).exists() or (content := self._read(RUN)) is None:
+        if (self.folder / CONFIG_FILE).exists() or (part := self._read(RUN)) is None:
             return
-        if not self._fetch(RUN, self.folder, content):
+        if self._fetch(RUN, self.folder, part) is None:
             (self.folder / CONFIG_FILE).unlink(missing_ok=True)
             (self.folder / MANIFEST_FILE).unlink(missing_ok=True)
             return
@@ -109,8 +117,8 @@ class Mirror:
 
     def check_run(self, key: str) -> None:
         """RunError where the URL holds a run of other settings."""
-        content = self._read(RUN)
-        if content is not None and content["key"] != key:
+        part = self._read(RUN)
+        if part is not None and part.key != key:
             raise RunError(
                 f"{self.url} holds a run of other settings or data; choose another with storage=…, or "
                 "--update to replace what differs"
@@ -143,45 +151,38 @@ class Mirror:
                 f"storage={self.url}: {error}; write it as sftp://HOST/PATH, for instance"
             ) from None
 
-    def _list(self, part: str) -> str:
-        return f"{self._place[1]}/{part}.json"
+    def _list(self, name: str) -> str:
+        return f"{self._place[1]}/{name}.json"
 
-    def _files(self, part: str) -> str:
-        return f"{self._place[1]}/{part}.files"
+    def _file(self, name: str, sha256: str) -> str:
+        return f"{self._place[1]}/{name}.files/{sha256}"
 
-    def _read(self, part: str) -> dict[str, Any] | None:
-        """The list of a part; None where there is none that can be read."""
+    def _read(self, name: str) -> _Part | None:
+        """The part of a name; None where there is none that can be read."""
         with self._reached():
-            fs, _ = self._place
             try:
-                content = json.loads(fs.cat_file(self._list(part)))
+                return _Part.model_validate(parse_json(self._place[0].cat_file(self._list(name))))
             except (FileNotFoundError, ValueError):
                 return None
-        return content if content.get("schema_version") == SCHEMA_VERSION else None
 
-    def _put(self, part: str, folder: Path, names: Sequence[str], content: dict[str, Any]) -> None:
-        """Put the files `names` of `folder` there, then their list with the rest of its `content`, and remove
-        what only the list before named.
-        """
-        before = self._read(part)
-        hashes = {name: file_sha256(folder / name) for name in sorted(names)}
-        content = json.loads(json.dumps({"schema_version": SCHEMA_VERSION, **content, "files": hashes}))
-        if content == before:
+    def _put(self, name: str, folder: Path, files: Sequence[str], key: str, **more: Any) -> None:
+        """Put `files` of `folder` there, then their list, and remove what only the list before named."""
+        before = self._read(name)
+        part = _Part(key=key, files={file: file_sha256(folder / file) for file in sorted(files)}, **more)
+        if part == before:
             return
+        there = set() if before is None else set(before.files.values())
         with self._reached():
-            fs, _ = self._place
-            there = set() if before is None else set(before["files"].values())
-            for name, sha256 in hashes.items():
+            for file, sha256 in part.files.items():
                 if sha256 not in there:
-                    with self._writing(f"{self._files(part)}/{sha256}") as unfinished:
-                        fs.put_file(str(folder / name), unfinished)
-        self._publish(part, content)
-        self._remove(f"{self._files(part)}/{sha256}" for sha256 in there - set(hashes.values()))
+                    with self._writing(self._file(name, sha256)) as unfinished:
+                        self._place[0].put_file(str(folder / file), unfinished)
+        self._publish(name, part)
+        self._remove(self._file(name, sha256) for sha256 in there - set(part.files.values()))
 
-    def _publish(self, part: str, content: dict[str, Any]) -> None:
-        text = json.dumps(content, indent=1, ensure_ascii=False)
-        with self._reached(), self._writing(self._list(part)) as unfinished:
-            self._place[0].pipe_file(unfinished, text.encode())
+    def _publish(self, name: str, part: _Part) -> None:
+        with self._reached(), self._writing(self._list(name)) as unfinished:
+            self._place[0].pipe_file(unfinished, part.model_dump_json(indent=1).encode())
 
     @contextmanager
     def _writing(self, place: str) -> Iterator[str]:
@@ -203,30 +204,39 @@ class Mirror:
                 with suppress(FileNotFoundError):
                     self._place[0].rm_file(place)
 
-    def _fetch(self, part: str, folder: Path, content: dict[str, Any]) -> bool:
-        """Bring the files of a list here, those that differ; whether all are as it says."""
-        for name, sha256 in content["files"].items():
-            path = folder / name
-            if not path.resolve().is_relative_to(folder.resolve()):
-                raise RunError(
-                    f"{self._list(part)} of storage={self.url} names a file outside of the run: {name}"
-                )
-            if path.is_file() and file_sha256(path) == sha256:
-                continue
-            path.parent.mkdir(parents=True, exist_ok=True)
-            unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-            try:
-                with self._reached():
-                    try:
-                        self._place[0].get_file(f"{self._files(part)}/{sha256}", str(unfinished))
-                    except FileNotFoundError:
-                        return False
-                if file_sha256(unfinished) != sha256:
+    def _fetch(self, name: str, folder: Path, part: _Part) -> _Part | None:
+        """Bring the files of a part here, those that differ; the part whose files are here then. A list whose
+        files are not as it says is removed, so that they are put there anew.
+        """
+        while not all(self._bring(name, folder, file, sha256) for file, sha256 in part.files.items()):
+            newer = self._read(name)
+            if newer is None or newer == part:
+                self._remove([self._list(name)])
+                return None
+            part = newer  # another machine has put it there in the meantime
+        return part
+
+    def _bring(self, name: str, folder: Path, file: str, sha256: str) -> bool:
+        """Bring one file here, unless it is; whether it is what was put there."""
+        path = folder / file
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise RunError(f"storage={self.url}: {name}.json names a file outside of the run: {file}")
+        if path.is_file() and file_sha256(path) == sha256:
+            return True
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+        try:
+            with self._reached():
+                try:
+                    self._place[0].get_file(self._file(name, sha256), str(unfinished))
+                except FileNotFoundError:
                     return False
-                unfinished.replace(path)
-            finally:
-                unfinished.unlink(missing_ok=True)
-        return True
+            if file_sha256(unfinished) != sha256:
+                return False
+            unfinished.replace(path)
+            return True
+        finally:
+            unfinished.unlink(missing_ok=True)
 
 
 def make_mirror(config: Config, folder: Path) -> Mirror | None:

@@ -105,10 +105,10 @@ class Workshop:
         for job in jobs:
             mirror.fetch_state(job.training.name, job.key)
         for_student = any(job.training.name == STUDENT for job in jobs)
-        from_baseline = any(job.settings.start == "baseline" for job in jobs)
+        from_baseline = any(job.settings.start == BASELINE for job in jobs)
         for other in manifest:
-            needed = (for_student and other.branch) or (from_baseline and other.name == BASELINE)
-            if needed and mirror.take(other.name, other.key) is None:
+            needed = for_student or (from_baseline and other.name == BASELINE)
+            if needed and other.state == "done" and mirror.take(other.name, other.key) is None:
                 raise RunError(f"storage={mirror.url} does not hold {other.name} whole; start the run again")
 
     def _finish(self, job: Job, trainer: Trainer) -> Training:
