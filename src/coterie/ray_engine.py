@@ -312,8 +312,8 @@ def _work(
 
     with contextlib.suppress(OSError):  # it is not on every machine, and absolute paths need none
         os.chdir(places[0])
-    # for a model of one's own
-    sys.path.extend(place for place in places[1:] if place not in sys.path)
+    # a model of one's own is found where the driver finds it
+    sys.path[:] = dict.fromkeys([*places[1:], *sys.path])
     torch.set_num_threads(threads)
     context = ray.get_runtime_context()
     names = ", ".join(job.training.name for job in jobs)
