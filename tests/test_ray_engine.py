@@ -45,9 +45,11 @@ def test_nodes_that_are_killed_change_no_weights(cluster: Any, tmp_path: Path) -
     assert found == disturbance.undisturbed(tmp_path / "undisturbed")
     for name in disturbance.VICTIMS:
         assert f"{name}: its process or its node died; it is started once more" in printed
-    # each node worked in a folder of its own, and that of the second student took the first one's epoch up
-    students = [*(tmp_path / "nodes").glob("*/student")]
-    assert len(students) == 2
+    # each node worked in a folder of its own, and the second student went on behind the first one's epoch,
+    # whose seconds no other has to the last digit
+    logs = [path.read_text().splitlines() for path in (tmp_path / "nodes").glob("*/student/log.jsonl")]
+    assert sorted(map(len, logs)) == [1, 4]
+    assert logs[0][0] == logs[1][0]
 
 
 def test_nodes_share_the_run_folder_where_there_is_no_storage(
