@@ -307,7 +307,7 @@ def test_a_run_does_only_the_trainings_that_are_named(
     states = {each.name: each.state for each in RunFolder(tmp_path / "run").trainings()}
     assert [name for name, state in states.items() if state == "done"] == list(names)
     outcome = coterie_command(*run_words(table, tmp_path / "run"), "--only", "baselin")
-    assert_refused(outcome, "there is no training 'baselin'; did you mean 'baseline'?")
+    assert_refused(outcome, "there is no training 'baselin'", "did you mean 'baseline'?")
 
 
 # run: bad input
