@@ -43,7 +43,8 @@ VICTIMS = ("teachers/co-occurrence-0", "student")
 WORDS = (
     *("data=scenes", "data.scenes.train=96", "data.scenes.val=32", "data.scenes.test=16"),
     *("data.scenes.test_shifted=16", "data.scenes.size=32", "model.image_size=32", "k=1", "device=cpu"),
-    *("train.epochs=4", "train.batch_size=16"),
+    # a machine that is busy may take a node for dead
+    *("train.epochs=4", "train.batch_size=16", "retries=5"),
 )
 STOP_AT = 9
 # Half a minute does; what takes so long hangs.
@@ -101,15 +102,15 @@ def two_nodes() -> Iterator[Any]:
             num_cpus=0, node_ip_address=HERE, include_dashboard=False, object_store_memory=MEMORY
         )
         for _ in range(2):
-            add_node(cluster)
+            add_node(cluster, wait=True)
         yield cluster
     finally:
         ray.shutdown()
         cluster.shutdown()
 
 
-def add_node(cluster: Any) -> None:
-    cluster.add_node(num_cpus=1, node_ip_address=HERE, object_store_memory=MEMORY)
+def add_node(cluster: Any, wait: bool) -> None:
+    cluster.add_node(wait, num_cpus=1, node_ip_address=HERE, object_store_memory=MEMORY)
 
 
 def kill_nodes(cluster: Any, marks: Path, running: Future[object]) -> None:
@@ -123,7 +124,7 @@ def kill_nodes(cluster: Any, marks: Path, running: Future[object]) -> None:
                 raise TimeoutError(f"{name} has not come to its step {STOP_AT} in {LIMIT} seconds")
         (victim,) = [node for node in cluster.worker_nodes if node.node_id == mark.read_text()]
         cluster.remove_node(victim, allow_graceful=False)
-        add_node(cluster)
+        add_node(cluster, wait=False)
 
 
 def hashes(folder: Path) -> dict[str, str]:

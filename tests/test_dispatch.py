@@ -119,6 +119,12 @@ def test_a_crash_leaves_its_trace_in_the_folder_of_the_training(tmp_path: Path) 
     assert (tmp_path / "a" / CRASH_FILE).read_text() == "the whole trace"
 
 
+def test_a_crash_behind_the_last_training_takes_nothing_back(tmp_path: Path) -> None:
+    scripts: dict[str, list[list[Message]]] = {"a": [[done("a"), ("failed", "KeyError: 1", "a trace")]]}
+    found, _, _ = results_of([["a"]], scripts, tmp_path)
+    assert found == [("a", "done")]
+
+
 def test_workers_are_stopped_when_nobody_asks_for_more(tmp_path: Path) -> None:
     workers: list[Scripted] = []
 

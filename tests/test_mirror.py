@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
+import hashlib
 import io
 import json
+import pickle
 import shutil
-import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import fsspec
 import pytest
@@ -22,52 +22,38 @@ from coterie.config import load_config
 from coterie.errors import ConfigError, RunError
 from coterie.mirror import Mirror
 from coterie.pipeline import Run, run
-from coterie.runfolder import RunFolder, Training
+from coterie.runfolder import Inputs, RunFolder, Training
 from coterie.trainer import LOG_FILE
 from tests.tiny import RUN_WORDS, write_table
 
+if TYPE_CHECKING:
+    from tests.sftp_server import SftpServer
+
 STATE_FILE = "state-00000003.pt"
 NAME = "teachers/co-occurrence-0"
-DONE = Training(NAME, ("red", "blue"), "co-occurrence", 0, "done", "key", "hash", 1, 50.0, 2.0)
+SHA256 = hashlib.sha256(b"weights").hexdigest()
+DONE = Training(NAME, ("red", "blue"), "co-occurrence", 0, "done", "key", SHA256, 1, 50.0, 2.0)
 BASELINE = ("baseline",)
 
 
 @pytest.fixture(scope="session")
-def sftp_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of a folder on an SFTP server of this process, bound to 127.0.0.1."""
+def running_server() -> Iterator[SftpServer]:
     pytest.importorskip("paramiko")
-    asyncssh = pytest.importorskip("asyncssh")
-    folder = tmp_path_factory.mktemp("sftp")
-    loop, started = asyncio.new_event_loop(), threading.Event()
-    served: dict[str, Any] = {}
+    server = pytest.importorskip("tests.sftp_server").SftpServer()
+    yield server
+    server.stop()
 
-    class Server(asyncssh.SSHServer):  # type: ignore[misc, name-defined]
-        def password_auth_supported(self) -> bool:
-            return True
 
-        def validate_password(self, username: str, password: str) -> bool:
-            return (username, password) == ("coterie", "secret")
-
-    async def listen() -> None:
-        key = asyncssh.generate_private_key("ssh-ed25519")
-        served["acceptor"] = await asyncssh.listen(
-            "127.0.0.1", 0, server_factory=Server, server_host_keys=[key], sftp_factory=True
-        )
-        started.set()
-
-    def serve() -> None:
-        loop.run_until_complete(listen())
-        loop.run_forever()
-
-    thread = threading.Thread(target=serve, daemon=True)
-    thread.start()
-    assert started.wait(60)
-    with pytest.MonkeyPatch.context() as patch:
-        # as the environment variable FSSPEC_SFTP_PASSWORD does it
-        patch.setitem(fsspec.config.conf, "sftp", {"password": "secret"})
-        yield f"sftp://coterie@127.0.0.1:{served['acceptor'].get_port()}{folder}"
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join(60)
+@pytest.fixture
+def sftp_server(running_server: SftpServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SftpServer:
+    """An SFTP server that this machine knows, and with it the password."""
+    home = tmp_path / "home"
+    (home / ".ssh").mkdir(parents=True)
+    (home / ".ssh" / "known_hosts").write_text(running_server.known_host)
+    monkeypatch.setenv("HOME", str(home))
+    # as the environment variable FSSPEC_SFTP_PASSWORD does it
+    monkeypatch.setitem(fsspec.config.conf, "sftp", {"password": "secret"})
+    return running_server
 
 
 @pytest.fixture(params=["file", "sftp"])
@@ -75,7 +61,8 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """A folder of its own, on the disk and on the server."""
     if request.param == "file":
         return f"file://{tmp_path}/storage"
-    return f"{request.getfixturevalue('sftp_server')}/{tmp_path.name}"
+    server: SftpServer = request.getfixturevalue("sftp_server")
+    return server.url(tmp_path / "served")
 
 
 def write(folder: Path, **files: str) -> Path:
@@ -99,13 +86,14 @@ def stored(url: str, part: str) -> set[str]:
 
 def test_a_finished_training_is_found_by_its_key_and_brought_whole(url: str, tmp_path: Path) -> None:
     here, there = Mirror(url, tmp_path / "here"), Mirror(url, tmp_path / "there")
-    write(here.folder / NAME, weights="w", info="{}", log="1\n", state="s")
+    write(here.folder / NAME, weights="weights", info="{}", log="1\n", state="s")
     here.keep(DONE)
-    assert there.take(NAME, "another key") is None
+    assert there.take(DONE, "another key") is None
     assert not there.folder.exists()
-    assert there.take(NAME, "key") == DONE
-    assert contents(there.folder / NAME) == {WEIGHTS_FILE: "w", INFO_FILE: "{}", LOG_FILE: "1\n"}
-    assert there.take("student", "key") is None
+    assert there.take(DONE, "key") == DONE
+    assert contents(there.folder / NAME) == {WEIGHTS_FILE: "weights", INFO_FILE: "{}", LOG_FILE: "1\n"}
+    assert there.take(replace(DONE, name="student"), "key") is None
+    assert there.take(replace(DONE, class_names=("red", "green")), "key") is None
 
 
 def test_a_state_is_taken_up_where_it_has_come_further(url: str, tmp_path: Path) -> None:
@@ -113,7 +101,10 @@ def test_a_state_is_taken_up_where_it_has_come_further(url: str, tmp_path: Path)
     for epochs in (1, 2):
         write(here.folder / NAME, state=f"after {epochs}", log="line\n" * epochs)
         here.keep_state(NAME, "key")
-    assert len(stored(url, NAME)) == 2  # of the first epoch nothing is left
+    write(here.folder / NAME, log="line\n" * 2)
+    (here.folder / NAME / "state-00000002.pt").write_text("the one before")
+    here.keep_state(NAME, "key")
+    assert len(stored(url, NAME)) == 2  # the newest state and the log: of the first epoch nothing is left
     assert not there.fetch_state(NAME, "another key")
     write(there.folder / NAME, state="newer", log="line\n" * 3)
     assert not there.fetch_state(NAME, "key")
@@ -133,10 +124,10 @@ def test_what_is_not_as_it_was_written_is_not_there(damage: str, tmp_path: Path)
     for path in (tmp_path / "storage" / f"{NAME}.files").iterdir():
         if path.read_text() == "weights":
             path.write_text("wei") if damage == "cut" else path.unlink()
-    assert there.take(NAME, "key") is None
+    assert there.take(DONE, "key") is None
     assert not (there.folder / NAME / WEIGHTS_FILE).exists()
     here.keep(DONE)
-    assert there.take(NAME, "key") == DONE
+    assert there.take(DONE, "key") == DONE
 
 
 @pytest.mark.parametrize(
@@ -147,7 +138,7 @@ def test_a_list_that_is_none_counts_as_missing(text: str, tmp_path: Path) -> Non
     write(here.folder / NAME, weights="weights")
     here.keep(DONE)
     (tmp_path / "storage" / f"{NAME}.json").write_text(text)
-    assert here.take(NAME, "key") is None
+    assert here.take(DONE, "key") is None
 
 
 def test_what_is_replaced_while_it_is_read_is_read_anew(
@@ -196,18 +187,66 @@ def test_a_kill_before_the_list_is_written_leaves_what_was_there(
     assert contents(there.folder / NAME) == {STATE_FILE: "first", LOG_FILE: "line\n"}
 
 
-def test_a_list_that_names_a_file_outside_of_the_run_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "name", ["../../outside", "/outside", "below/../../outside", ".lock", "below/.lock", ""]
+)
+def test_a_list_that_names_what_is_no_file_of_its_part_counts_as_missing(name: str, tmp_path: Path) -> None:
     url = f"file://{tmp_path}/storage"
     here, there = Mirror(url, tmp_path / "here"), Mirror(url, tmp_path / "there")
     write(here.folder / NAME, weights="weights")
     here.keep(DONE)
     path = tmp_path / "storage" / f"{NAME}.json"
     content = json.loads(path.read_text())
-    content["files"] = {"../../../outside": content["files"][WEIGHTS_FILE]}
+    content["files"][name] = content["files"][WEIGHTS_FILE]
     path.write_text(json.dumps(content))
-    with pytest.raises(RunError, match="names a file outside of the run"):
-        there.take(NAME, "key")
+    assert there.take(DONE, "key") is None
+    assert not there.folder.exists()
+
+
+def test_a_manifest_that_names_a_training_outside_of_the_run_leads_nowhere(tmp_path: Path) -> None:
+    url = f"file://{tmp_path}/storage/run"
+    here, there = Mirror(url, tmp_path / "here"), Mirror(url, tmp_path / "there")
+    outside = replace(DONE, name="../outside")
+    folder = RunFolder(here.folder)
+    folder.write_manifest(Inputs("fingerprint"), [outside, DONE])
+    folder.save_config(load_config())
+    write(here.folder / NAME, weights="weights")
+    here.keep(DONE)
+    here.keep_run("key")
+    above = Mirror(f"file://{tmp_path}/storage", tmp_path / "above")
+    write(above.folder / "outside", weights="weights")
+    above.keep(replace(DONE, name="outside"))
+    there.fetch_run()
+    assert (there.folder / NAME / WEIGHTS_FILE).exists()
     assert not (tmp_path / "outside").exists()
+
+
+def test_a_connection_that_was_cut_is_made_anew(sftp_server: SftpServer, tmp_path: Path) -> None:
+    mirror = Mirror(sftp_server.url(tmp_path / "served"), tmp_path / "here")
+    write(mirror.folder / NAME, weights="weights")
+    mirror.check()
+    sftp_server.cut_connections()
+    mirror.keep(DONE)
+    sftp_server.cut_connections()
+    (mirror.folder / NAME / WEIGHTS_FILE).unlink()
+    assert mirror.take(DONE, "key") == DONE
+    assert contents(mirror.folder / NAME) == {WEIGHTS_FILE: "weights"}
+
+
+def test_a_server_whose_key_is_not_known_is_refused(sftp_server: SftpServer, tmp_path: Path) -> None:
+    (tmp_path / "home" / ".ssh" / "known_hosts").write_text("")
+    with pytest.raises(RunError, match=r"storage=sftp://.*127\.0\.0\.1.* not found in known_hosts"):
+        Mirror(sftp_server.url(tmp_path / "served"), tmp_path).check()
+
+
+def test_another_process_gets_neither_the_connection_nor_the_password(
+    sftp_server: SftpServer, tmp_path: Path
+) -> None:
+    mirror = Mirror(sftp_server.url(tmp_path / "served"), tmp_path / "here")
+    mirror.check()
+    sent = pickle.dumps(mirror)
+    assert b"secret" not in sent
+    assert pickle.loads(sent) == mirror
 
 
 def test_a_storage_that_cannot_be_used_is_one_message(tmp_path: Path) -> None:

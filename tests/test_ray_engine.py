@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
+import tempfile
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,10 +16,10 @@ from benchmarks import cluster as disturbance
 
 from coterie.config import load_config
 from coterie.engine import make_engine
-from coterie.errors import ConfigError
+from coterie.errors import ConfigError, RunError
 from coterie.models.factory import make_factory
 from coterie.pipeline import run
-from coterie.ray_engine import connect, stay_on_this_machine
+from coterie.ray_engine import RayEngine, _Parts, connect, own_temporary_folder, stay_on_this_machine
 from coterie.runfolder import RunFolder
 from tests.tiny import RUN_WORDS, write_table
 
@@ -48,25 +52,43 @@ def test_nodes_that_are_killed_change_no_weights(cluster: Any, tmp_path: Path) -
     # each node worked in a folder of its own, and the second student went on behind the first one's epoch,
     # whose seconds no other has to the last digit
     logs = [path.read_text().splitlines() for path in (tmp_path / "nodes").glob("*/student/log.jsonl")]
-    assert sorted(map(len, logs)) == [1, 4]
-    assert logs[0][0] == logs[1][0]
+    *stopped, finished = sorted(logs, key=len)
+    assert len(finished) == 4
+    assert finished[0] in [lines[0] for lines in stopped]
+    # what a training has kept to go on from is removed when it is finished
+    (place,) = (tmp_path / "nodes").glob("*/student/checkpoint.json")
+    assert not list(place.parent.glob("state-*"))
 
 
-def test_nodes_share_the_run_folder_where_there_is_no_storage(
-    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.usefixtures("cluster")  # where Ray does not start, that has skipped
+def test_a_cluster_for_the_run_alone_is_reached_from_nowhere_else_and_ends_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_table(tmp_path / "photos")
-    monkeypatch.chdir(tmp_path)  # paths are those of the driver, wherever a node was started
+    monkeypatch.chdir(tmp_path)  # paths are those of the driver, wherever a task works
     words = [*RUN_WORDS, "data=photos/labels.csv", "k=1"]
-    on_ray = ["engine=ray", f"ray.address={cluster.address}"]
-    hashes = []
-    for name, more in (("here", []), ("there", on_ray)):
-        with disturbance.one_thread():
-            made = run(load_config([*words, *more, f"out={name}"]), only=("baseline",))
-        (baseline, *_) = RunFolder(made.folder).trainings()
-        hashes.append((baseline.state, baseline.weights_sha256))
-    assert hashes[0][0] == "done"
-    assert hashes[0] == hashes[1]
+    on_ray = load_config([*words, "engine=ray", "out=there"])
+    with make_engine(on_ray):
+        assert listening() == {"127.0.0.1"}
+        run(on_ray, only=("baseline",))
+    assert not ray.is_initialized()
+    with disturbance.one_thread():
+        run(load_config([*words, "out=here"]), only=("baseline",))
+    baselines = [RunFolder(tmp_path / name).trainings()[0] for name in ("here", "there")]
+    assert [each.state for each in baselines] == ["done", "done"]
+    assert baselines[0].weights_sha256 == baselines[1].weights_sha256
+
+
+def listening() -> set[str]:
+    """The addresses at which this process and those that it has started listen."""
+    psutil: Any = import_module("psutil")  # Ray brings it
+    this = psutil.Process()
+    addresses = set()
+    for process in (this, *this.children(recursive=True)):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            tcp = process.net_connections("tcp")
+            addresses |= {each.laddr.ip for each in tcp if each.status == psutil.CONN_LISTEN}
+    return {address.removeprefix("::ffff:") for address in addresses}
 
 
 def test_a_training_that_no_node_can_hold_is_refused_before_any_work(cluster: Any, tmp_path: Path) -> None:
@@ -76,6 +98,37 @@ def test_a_training_that_no_node_can_hold_is_refused_before_any_work(cluster: An
     with pytest.raises(ConfigError, match=r"no node of the Ray cluster has 1 CPU and 0\.5 GPU"):
         run(load_config(words))
     assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_a_node_that_does_not_see_the_run_folder_says_what_to_do(tmp_path: Path) -> None:
+    workshop: Any = SimpleNamespace(images=None, config=load_config(), folder=tmp_path / "run", mirror=None)
+    with pytest.raises(RunError, match=r"there is no .*/run on node 0cf3: .* or keep the run at storage=…"):
+        _Parts(workshop).unpacked("0cf3")
+
+
+def test_two_trainings_of_half_a_gpu_fit_on_one() -> None:
+    engine = make_engine(load_config(["engine=ray", "ray.address=auto", "ray.cpus=2", "ray.gpus=0.5"]))
+    assert isinstance(engine, RayEngine)
+    engine.gpus = 0.5
+    assert engine._room({"CPU": 16, "GPU": 1}) == 2
+    assert engine._room({"CPU": 3, "GPU": 1}) == 1
+    assert engine._room({"CPU": 16}) == 0
+
+
+def test_a_temporary_folder_that_is_not_ones_own_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    folder = own_temporary_folder()
+    assert folder.stat().st_mode & 0o077 == 0
+    assert own_temporary_folder() == folder
+    folder.chmod(0o777)
+    with pytest.raises(RunError, match="not a folder of yours alone"):
+        own_temporary_folder()
+    folder.rmdir()
+    folder.symlink_to(tmp_path)
+    with pytest.raises(RunError, match="not a folder of yours alone"):
+        own_temporary_folder()
 
 
 def test_a_model_that_cannot_be_sent_is_refused_before_any_work() -> None:

@@ -192,6 +192,23 @@ def test_half_written_files_of_a_killed_process_are_removed(folder: RunFolder) -
     assert (folder.path / MANIFEST_FILE).exists()
 
 
+def test_a_half_written_file_that_its_own_process_removes_is_no_error(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    halves = [folder.path / f".state.{number}.tmp" for number in range(2)]
+    for half in halves:
+        half.touch()
+    remove = Path.unlink
+
+    def removed_by_another_too(path: Path, **options: bool) -> None:
+        remove(path)
+        remove(path, **options)
+
+    monkeypatch.setattr(Path, "unlink", removed_by_another_too)
+    folder.remove_unfinished()
+    assert not any(half.exists() for half in halves)
+
+
 def test_a_hash_does_not_depend_on_the_order_of_keys() -> None:
     assert content_hash({"a": 1, "b": [2]}) == content_hash({"b": [2], "a": 1})
     assert content_hash({"a": 1}) != content_hash({"a": 2})

@@ -25,7 +25,7 @@ from coterie.errors import ConfigError, RunError
 from coterie.pipeline import Run, run
 from coterie.progress import Bars
 from coterie.runfolder import RunFolder
-from coterie.sidebyside import _Process
+from coterie.sidebyside import _Process, send_or_end
 from tests.tiny import CLASS_NAMES, RUN_SETTINGS, RUN_WORDS, SIDE, Net, make_dataset, sized, write_table
 
 TWO = ("baseline", "teachers/co-occurrence-0")
@@ -128,32 +128,30 @@ def test_a_script_without_a_guard_is_told_to_have_one(tmp_path: Path) -> None:
     assert "RunError: a process for a training ended before it began" in ended.stderr
 
 
-def test_processes_end_with_the_run_that_started_them(tmp_path: Path) -> None:
+def test_processes_end_with_the_run_that_started_them_without_a_word(tmp_path: Path) -> None:
     table = write_table(tmp_path / "photos")
     words = [*RUN_WORDS, f"data={table}", f"out={tmp_path / 'run'}", "jobs=2", "train.epochs=100000"]
     command = f"import sys; sys.argv[1:] = {['run', *words]!r}; from coterie.cli import main; main()"
-    process = subprocess.Popen([sys.executable, "-c", command], stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-c", command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
     while not all(list((tmp_path / "run" / name).glob("state-*.pt")) for name in TWO):
         assert process.poll() is None
         time.sleep(0.05)
     process.kill()
-    process.wait()
-    # the locks of its processes are gone when nobody writes any more
-    deadline = time.monotonic() + 20
-    while _writing(tmp_path / "run"):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    # its processes have the same end of the pipe: it is at its end when the last of them is
+    assert process.communicate()[1] == ""
 
 
-def _writing(folder: Path) -> bool:
-    """Whether a process has a file in `folder` open."""
-    for link in Path("/proc").glob("[0-9]*/fd/*"):
-        try:
-            if str(link.readlink()).startswith(f"{folder}/"):
-                return True
-        except OSError:  # the process ended, or is another user's
-            continue
-    return False
+def test_a_process_that_nobody_listens_to_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    ends: list[int] = []
+    monkeypatch.setattr(os, "_exit", ends.append)
+    theirs, ours = multiprocessing.Pipe(duplex=False)
+    send_or_end(ours, ("note", "all is well"))
+    assert (theirs.recv(), ends) == (("note", "all is well"), [])
+    theirs.close()
+    send_or_end(ours, ("note", "anybody there?"))
+    assert ends == [1]
 
 
 def test_a_process_killed_in_the_middle_of_a_message_is_one_that_died() -> None:

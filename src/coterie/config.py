@@ -489,7 +489,6 @@ class RayConfig(Section):
         ge=0,
         description="GPUs that a training takes, 0.5 for two on one; null: 1 where the cluster has any",
     )
-
     work_dir: Path | None = Field(
         None,
         description="where a node keeps its trainings when there is a storage; by default among its "

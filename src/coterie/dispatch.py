@@ -31,9 +31,16 @@ def do_group(
     workshop: Workshop, jobs: Sequence[Job], manifest: Sequence[Training], device: int, send: Send
 ) -> None:
     """Do a group of jobs in this process, and `send` how it goes: what a `Worker` takes in."""
-    try:
+    with sending_failures(send):
         for result in workshop.train(jobs, _Sender(send), manifest, device):
             send(("result", result))
+
+
+@contextmanager
+def sending_failures(send: Send) -> Iterator[None]:
+    """An error in the block is sent, as what to do where it says that, else with its traceback."""
+    try:
+        yield
     except CoterieError as error:
         send(("failed", str(error), None))
     except OSError as error:
@@ -148,7 +155,7 @@ class Worker(ABC):
 
     def _failed(self, text: str, trace: str | None) -> None:
         self.failure, self.crashed = text, trace is not None
-        if trace is not None:
+        if trace is not None and self.unfinished:
             path = self._folder / self.unfinished[0].training.name / CRASH_FILE
             atomic_write(path, trace)
             self.failure = f"{text} (all of it in {path})"

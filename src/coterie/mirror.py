@@ -8,34 +8,33 @@ it never names what is not there yet; what is read is compared with it.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from coterie.checkpoint import INFO_FILE, WEIGHTS_FILE
 from coterie.config import Config
 from coterie.errors import ConfigError, CoterieError, RunError
 from coterie.extras import need_extra
 from coterie.files import content_hash, file_sha256
-from coterie.runfolder import (
-    CONFIG_FILE,
-    MANIFEST_FILE,
-    RunFolder,
-    Training,
-    relevant_settings,
-)
+from coterie.runfolder import CONFIG_FILE, MANIFEST_FILE, RunFolder, Training, relevant_settings, reset
+from coterie.states import newest_state
 from coterie.trainer import LOG_FILE, EpochWatcher, Reporter
 from coterie.untrusted import parse_json
 
 RUN = "run"
-# What is kept of a finished training, and what grows while it is read.
+SFTP = ("sftp:", "ssh:")
 FINISHED = (WEIGHTS_FILE, INFO_FILE, LOG_FILE)
-GROWING = "tensorboard"
+
+T = TypeVar("T")
+# Within the folder of a part: neither `..` nor hidden, as the lock of a run is.
+_Inside = Annotated[str, Field(pattern=r"^[^./][^/]*(/[^./][^/]*)*$")]
+_SHA256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 class _Part(BaseModel):
@@ -47,7 +46,7 @@ class _Part(BaseModel):
 
     schema_version: Literal[1] = 1
     key: str
-    files: dict[str, Annotated[str, Field(pattern="^[0-9a-f]{64}$")]]
+    files: dict[_Inside, _SHA256]
     epochs: int = 0
     training: Training | None = None
 
@@ -59,17 +58,21 @@ class Mirror:
     url: str
     folder: Path
 
+    def __reduce__(self) -> tuple[type[Mirror], tuple[str, Path]]:
+        """Another process makes a connection of its own, with what it knows to log in."""
+        return Mirror, (self.url, self.folder)
+
     def check(self) -> None:
         """ConfigError where the URL is of no known kind, or RunError where nothing can be written there."""
         self._publish("check", _Part(key="", files={}))
-        self._remove([self._list("check")])
+        self._remove([_list("check")])
 
     def keep_state(self, name: str, key: str) -> None:
-        """Put there what the unfinished training `name` has written so far."""
-        files = (path for path in (self.folder / name).rglob("*") if path.is_file())
-        names = [str(path.relative_to(self.folder / name)) for path in files]
-        visible = [each for each in names if not each.startswith((".", GROWING))]
-        self._put(name, self.folder / name, visible, key, epochs=_epochs(self.folder / name))
+        """Put there how far the unfinished training `name` has come."""
+        folder = self.folder / name
+        state = newest_state(folder)
+        if state is not None:
+            self._put(name, folder, [state.name, LOG_FILE], key, epochs=_epochs(folder))
 
     def keep(self, training: Training) -> None:
         """Put the finished `training` there."""
@@ -86,15 +89,18 @@ class Mirror:
             return False
         return self._fetch(name, self.folder / name, part) is not None
 
-    def take(self, name: str, key: str) -> Training | None:
-        """Bring the files of the finished training `name` here, those that differ; its entry in the manifest,
-        or None where it is not there whole.
+    def take(self, training: Training, key: str) -> Training | None:
+        """Bring the files of `training` here, those that differ, where it was finished with this `key`; its
+        entry in the manifest then, or None where it is not there whole.
         """
-        part = self._read(name)
+        part = self._read(training.name)
         if part is None or part.key != key or part.training is None:
             return None
-        part = self._fetch(name, self.folder / name, part)
-        return None if part is None or part.key != key else part.training
+        part = self._fetch(training.name, self.folder / training.name, part)
+        if part is None or part.key != key or part.training is None:
+            return None
+        found = replace(part.training, key=key, weights_sha256=part.files.get(WEIGHTS_FILE, ""))
+        return found if found.state == "done" and reset(found) == reset(training) else None
 
     def keep_run(self, key: str) -> None:
         """Put there what the run has beside its trainings: settings, manifest, groups, results."""
@@ -111,9 +117,12 @@ class Mirror:
             (self.folder / CONFIG_FILE).unlink(missing_ok=True)
             (self.folder / MANIFEST_FILE).unlink(missing_ok=True)
             return
+        inside: TypeAdapter[str] = TypeAdapter(_Inside)
         for training in RunFolder(self.folder).trainings():
             if training.state == "done":
-                self.take(training.name, training.key)
+                with suppress(ValidationError):
+                    inside.validate_python(training.name)
+                    self.take(training, training.key)
 
     def check_run(self, key: str) -> None:
         """RunError where the URL holds a run of other settings."""
@@ -124,26 +133,44 @@ class Mirror:
                 "--update to replace what differs"
             )
 
-    @contextmanager
-    def _reached(self) -> Iterator[None]:
-        """What goes wrong on the way, as one error."""
+    def _at_storage(self, action: Callable[[Any], T]) -> T:
+        """What `action` gives with the file system of the URL. Where it fails it is done once more, over a
+        new connection, as one that was idle for an epoch may have been cut; RunError where that fails too.
+        """
         try:
-            yield
+            return action(self._fs)
         except CoterieError:
             raise
-        except Exception as error:  # each kind of storage raises errors of its own
+        except Exception:  # each kind of storage raises errors of its own
+            self.__dict__.pop("_fs", None)
+        try:
+            return action(self._fs)
+        except CoterieError:
+            raise
+        except Exception as error:
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             raise RunError(
                 f"storage={self.url}: {reason}. When that is put right, the same command goes on"
             ) from error
 
     @cached_property
-    def _place(self) -> tuple[Any, str]:
-        """The file system of the URL, and the path in it."""
+    def _fs(self) -> Any:
+        """The file system of the URL, as one whose root is there."""
         from fsspec.core import url_to_fs
+        from fsspec.implementations.dirfs import DirFileSystem
 
         try:
-            return url_to_fs(self.url)  # type: ignore[no-any-return]
+            if self.url.startswith(SFTP):
+                from coterie.sftp import KnownHosts
+
+                server = KnownHosts._get_kwargs_from_urls(self.url)
+                fs, path = (
+                    KnownHosts(**server, skip_instance_cache=True),
+                    KnownHosts._strip_protocol(self.url),
+                )
+            else:
+                fs, path = url_to_fs(self.url, skip_instance_cache=True)
+            return DirFileSystem(path, fs, skip_instance_cache=True)
         except ImportError as error:
             raise ConfigError(f"storage={self.url}: {error}") from None
         except ValueError as error:
@@ -151,19 +178,16 @@ class Mirror:
                 f"storage={self.url}: {error}; write it as sftp://HOST/PATH, for instance"
             ) from None
 
-    def _list(self, name: str) -> str:
-        return f"{self._place[1]}/{name}.json"
-
-    def _file(self, name: str, sha256: str) -> str:
-        return f"{self._place[1]}/{name}.files/{sha256}"
-
     def _read(self, name: str) -> _Part | None:
         """The part of a name; None where there is none that can be read."""
-        with self._reached():
+
+        def read(fs: Any) -> _Part | None:
             try:
-                return _Part.model_validate(parse_json(self._place[0].cat_file(self._list(name))))
+                return _Part.model_validate(parse_json(fs.cat_file(_list(name))))
             except (FileNotFoundError, ValueError):
                 return None
+
+        return self._at_storage(read)
 
     def _put(self, name: str, folder: Path, files: Sequence[str], key: str, **more: Any) -> None:
         """Put `files` of `folder` there, then their list, and remove what only the list before named."""
@@ -171,38 +195,44 @@ class Mirror:
         part = _Part(key=key, files={file: file_sha256(folder / file) for file in sorted(files)}, **more)
         if part == before:
             return
+
+        def put(fs: Any, place: str, path: Path) -> None:
+            fs.put_file(str(path), place)
+
         there = set() if before is None else set(before.files.values())
-        with self._reached():
-            for file, sha256 in part.files.items():
-                if sha256 not in there:
-                    with self._writing(self._file(name, sha256)) as unfinished:
-                        self._place[0].put_file(str(folder / file), unfinished)
+        for file, sha256 in part.files.items():
+            if sha256 not in there:
+                self._write(_file(name, sha256), partial(put, path=folder / file))
         self._publish(name, part)
-        self._remove(self._file(name, sha256) for sha256 in there - set(part.files.values()))
+        self._remove(_file(name, sha256) for sha256 in there - set(part.files.values()))
 
     def _publish(self, name: str, part: _Part) -> None:
-        with self._reached(), self._writing(self._list(name)) as unfinished:
-            self._place[0].pipe_file(unfinished, part.model_dump_json(indent=1).encode())
+        content = part.model_dump_json(indent=1).encode()
+        self._write(_list(name), lambda fs, place: fs.pipe_file(place, content))
 
-    @contextmanager
-    def _writing(self, place: str) -> Iterator[str]:
-        """A name to write to; what is there goes to `place` in one step."""
-        fs, _ = self._place
-        fs.makedirs(place.rpartition("/")[0], exist_ok=True)
-        unfinished = f"{place}.{secrets.token_hex(4)}.tmp"
-        try:
-            yield unfinished
-            fs.mv(unfinished, place)
-        except BaseException:
-            with suppress(Exception):  # the first error counts
-                fs.rm_file(unfinished)
-            raise
+    def _write(self, place: str, write: Callable[[Any, str], object]) -> None:
+        """Let `write` write to a name that is free; what is there then goes to `place` in one step."""
+
+        def written(fs: Any) -> None:
+            fs.makedirs(place.rpartition("/")[0], exist_ok=True)
+            unfinished = f"{place}.{secrets.token_hex(4)}.tmp"
+            try:
+                write(fs, unfinished)
+                fs.mv(unfinished, place)
+            except BaseException:
+                with suppress(Exception):  # the first error counts
+                    fs.rm_file(unfinished)
+                raise
+
+        self._at_storage(written)
 
     def _remove(self, places: Iterable[str]) -> None:
-        with self._reached():
-            for place in places:
-                with suppress(FileNotFoundError):
-                    self._place[0].rm_file(place)
+        def remove(fs: Any, place: str) -> None:
+            with suppress(FileNotFoundError):
+                fs.rm_file(place)
+
+        for place in places:
+            self._at_storage(partial(remove, place=place))
 
     def _fetch(self, name: str, folder: Path, part: _Part) -> _Part | None:
         """Bring the files of a part here, those that differ; the part whose files are here then. A list whose
@@ -211,7 +241,7 @@ class Mirror:
         while not all(self._bring(name, folder, file, sha256) for file, sha256 in part.files.items()):
             newer = self._read(name)
             if newer is None or newer == part:
-                self._remove([self._list(name)])
+                self._remove([_list(name)])
                 return None
             part = newer  # another machine has put it there in the meantime
         return part
@@ -219,31 +249,40 @@ class Mirror:
     def _bring(self, name: str, folder: Path, file: str, sha256: str) -> bool:
         """Bring one file here, unless it is; whether it is what was put there."""
         path = folder / file
-        if not path.resolve().is_relative_to(folder.resolve()):
-            raise RunError(f"storage={self.url}: {name}.json names a file outside of the run: {file}")
         if path.is_file() and file_sha256(path) == sha256:
             return True
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-        try:
-            with self._reached():
-                try:
-                    self._place[0].get_file(self._file(name, sha256), str(unfinished))
-                except FileNotFoundError:
-                    return False
-            if file_sha256(unfinished) != sha256:
+
+        def get(fs: Any) -> bool:
+            try:
+                fs.get_file(_file(name, sha256), str(unfinished))
+            except FileNotFoundError:
                 return False
-            unfinished.replace(path)
-            return True
+            return file_sha256(unfinished) == sha256
+
+        try:
+            if self._at_storage(get):
+                unfinished.replace(path)
+                return True
+            return False
         finally:
             unfinished.unlink(missing_ok=True)
+
+
+def _list(name: str) -> str:
+    return f"{name}.json"
+
+
+def _file(name: str, sha256: str) -> str:
+    return f"{name}.files/{sha256}"
 
 
 def make_mirror(config: Config, folder: Path) -> Mirror | None:
     """Where `config.storage` lies, None where the run has none; ConfigError where it cannot be used."""
     if config.storage is None:
         return None
-    if config.storage.startswith(("sftp:", "ssh:")):
+    if config.storage.startswith(SFTP):
         need_extra("sftp", f"storage={config.storage}", "paramiko")
     mirror = Mirror(config.storage, folder)
     mirror.check()

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import getpass
 import logging
 import os
 import queue
+import secrets
 import socket
+import stat
 import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from coterie.config import Config
 from coterie.data.loading import ResizedImages
-from coterie.dispatch import Message, Send, Worker, dispatch, do_group
+from coterie.dispatch import Message, Send, Worker, dispatch, do_group, sending_failures
 from coterie.errors import ConfigError, RunError
 from coterie.extras import need_extra
 from coterie.files import content_hash
@@ -31,6 +31,7 @@ from coterie.runfolder import Training, reset
 from coterie.training import Failed, Job, Workshop, grouped
 
 LOCAL = "local"
+HERE = "127.0.0.1"
 # How long to wait for a word of a task before looking whether a node is left that could do it.
 SECONDS_BETWEEN_LOOKS = 10.0
 SECONDS_TO_CONNECT = 30.0
@@ -46,14 +47,14 @@ class RayEngine:
 
     def __init__(self, config: Config) -> None:
         need_extra("ray", "engine=ray", "ray")
+        if config.ray.address == LOCAL:
+            stay_on_this_machine()
         self.config = config
         self.gpus = 0.0
         self._parts: tuple[Workshop, Any] | None = None
         self._started = False
 
     def prepare(self, factory: ModelFactory) -> None:
-        if self.config.ray.address == LOCAL:
-            stay_on_this_machine()
         from ray import cloudpickle
 
         try:
@@ -169,12 +170,9 @@ def connect(address: str) -> None:
 
     ConfigError where there is none.
     """
-    own: dict[str, Any] = {}
-    if address == LOCAL:
-        stay_on_this_machine()
-        own = {"include_dashboard": False}
     import ray
 
+    own = {"include_dashboard": False} if address == LOCAL else {}
     try:
         if ":" in address:  # Ray would try for ever
             host, port = address.rsplit(":", 1)
@@ -186,16 +184,26 @@ def connect(address: str) -> None:
             f"ray.address={address}: {reason}. `ray start --head` starts a cluster on this machine, "
             "ray.address=local one for the run alone"
         ) from None
+    if address == LOCAL and ray.util.get_node_ip_address() != HERE:
+        ray.shutdown()
+        raise ConfigError(
+            "ray.address=local: Ray would listen to other machines, as it was imported before Coterie could "
+            "tell it not to. Set RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 before"
+        )
 
 
 def stay_on_this_machine() -> None:
-    """Let a cluster that this process starts listen on 127.0.0.1 alone, and send no statistics of its use.
+    """Let a cluster that this process starts listen on 127.0.0.1 alone, to those that know a token, and send
+    no statistics of its use.
 
     Ray reads this when it is imported for the first time. That no other machine is to join it takes from a
-    variable that is named for Windows.
+    variable that is named for Windows. Without a token, every user of this machine could run code as this
+    one.
     """
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if "RAY_AUTH_MODE" not in os.environ:
+        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
 
 def _nodes() -> list[dict[str, float]]:
@@ -221,12 +229,16 @@ class _Parts:
         return cls(replace(workshop, images=empty, folder=workshop.folder.absolute(), config=config))
 
     def unpacked(self, node: str) -> Workshop:
-        """The workshop as the tasks on `node` use it."""
+        """The workshop as the tasks on `node` use it; RunError where that does not see the run folder."""
         images, data = self.workshop.images, self.workshop.config.data
         folder, mirror = self.workshop.folder, self.workshop.mirror
+        if mirror is None and not folder.is_dir():
+            raise RunError(
+                f"there is no {folder} on node {node}: choose an out=… that all nodes see, or keep the run "
+                "at storage=…"
+            )
         if mirror is not None:
-            place = self.workshop.config.ray.work_dir
-            place = place or Path(tempfile.gettempdir()) / f"coterie-{getpass.getuser()}"
+            place = self.workshop.config.ray.work_dir or own_temporary_folder()
             folder = place / f"{content_hash([mirror.url, str(folder)])[:12]}-{node}"
             mirror = replace(mirror, folder=folder)
         images.fill(lambda _: None)
@@ -241,9 +253,30 @@ class _Parts:
 
 def _brought(result: Training | Failed, mirror: Mirror) -> Training | Failed:
     """A finished training, its files brought from the storage to the run folder."""
-    if not isinstance(result, Training) or mirror.take(result.name, result.key) is not None:
+    if not isinstance(result, Training):
         return result
-    return reset(result), RunError(f"storage={mirror.url} does not hold it whole; start the run again")
+    try:
+        if mirror.take(result, result.key) is not None:
+            return result
+        error = RunError(f"storage={mirror.url} does not hold it whole; start the run again")
+    except RunError as unreached:
+        error = unreached
+    return reset(result), error
+
+
+def own_temporary_folder() -> Path:
+    """A folder among the temporary files that no other user of this machine can write to; RunError where
+    somebody else has made one of its name.
+    """
+    folder = Path(tempfile.gettempdir()) / f"coterie-{os.getuid()}"
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+        raise RunError(
+            f"{folder} is not a folder of yours alone; remove it, or choose another by ray.work_dir=…"
+        )
+    return folder
 
 
 class _Task(Worker):
@@ -320,10 +353,15 @@ def _work(
     node = context.get_node_id()[:8]
     yield [("note", f"{names}: on {socket.gethostname()}, node {node}, process {os.getpid()}")]
     name = parts[0].hex()
-    if name not in _unpacked:
-        _unpacked.clear()
-        _unpacked[name] = cloudpickle.loads(ray.get(parts[0])).unpacked(node)
-    yield from _portions(names, partial(do_group, _unpacked[name], jobs, manifest, 0))
+
+    def work(send: Send) -> None:
+        with sending_failures(send):
+            if name not in _unpacked:
+                _unpacked.clear()
+                _unpacked[name] = cloudpickle.loads(ray.get(parts[0])).unpacked(node)
+            do_group(_unpacked[name], jobs, manifest, 0, send)
+
+    yield from _portions(names, work)
 
 
 def _portions(name: str, work: Callable[[Send], object]) -> Iterator[list[Message]]:

@@ -213,9 +213,11 @@ class RunFolder:
                 self.set_aside(training)
 
     def remove_unfinished(self) -> None:
-        """Remove the files that a killed process was writing; only the holder of the lock may."""
+        """Remove the files that a killed process was writing; only the holder of the lock may. A process that
+        the killed one had started may be ending still, and remove its own.
+        """
         for file in self.path.rglob(".*.tmp"):
-            file.unlink()
+            file.unlink(missing_ok=True)
 
 
 def relevant_changes(old: Config, new: Config) -> list[str]:

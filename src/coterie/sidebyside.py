@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator, Sequence
+from functools import partial
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -15,7 +16,7 @@ from multiprocessing.reduction import ForkingPickler
 import torch
 import torch.multiprocessing  # teaches pickle to hand tensors over in shared memory
 
-from coterie.dispatch import Worker, dispatch, do_group
+from coterie.dispatch import Message, Worker, dispatch, do_group
 from coterie.errors import ConfigError, RunError
 from coterie.models.factory import ModelFactory
 from coterie.progress import Bars
@@ -136,7 +137,15 @@ def _work(
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets the Ctrl-C, and ends this process
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
-    do_group(workshop, jobs, manifest, slot, connection.send)
+    do_group(workshop, jobs, manifest, slot, partial(send_or_end, connection))
+
+
+def send_or_end(connection: Connection, message: Message) -> None:
+    """Send a message to the parent; where that was killed, end this process without a word."""
+    try:
+        connection.send(message)
+    except BrokenPipeError:
+        os._exit(1)
 
 
 def _end_with_parent() -> None:

@@ -133,7 +133,7 @@ class Stages:
         """Bring the training from where another machine has finished it; whether it is there."""
         if self.mirror is None:
             return False
-        found = self.mirror.take(training.name, key)
+        found = self.mirror.take(training, key)
         if found is None:
             return False
         self.folder.record(found)

@@ -64,6 +64,11 @@ class States:
         return found
 
 
+def newest_state(folder: Path) -> Path | None:
+    """The file of the last state in a folder, whole or not; None where there is none."""
+    return max(folder.glob(PATTERN), default=None)
+
+
 def remove_states(folder: Path) -> None:
     """Remove what a training left in its folder to go on from, and of a divergence before: it is finished."""
     for path in (*folder.glob(PATTERN), folder / DIVERGED_FILE):

@@ -26,6 +26,7 @@ from coterie.models.inherit import inherit_weights
 from coterie.preparation import teacher_weights
 from coterie.runfolder import Training, reset
 from coterie.seeding import derive_seed
+from coterie.states import remove_states
 from coterie.tasks import ClassificationTask, DistillationTask, Task, classification_loss, distillation_loss
 from coterie.teachers import Branch, Teachers
 from coterie.teaching import Teaching
@@ -98,6 +99,7 @@ class Workshop:
                 done = self._finish(job, member.trainer)
                 if self.mirror is not None:
                     self.mirror.keep(done)
+                    remove_states(self.folder / done.name)  # nobody else comes here on a node of a cluster
                 yield done
 
     def _fetch(self, jobs: Sequence[Job], manifest: Sequence[Training], mirror: Mirror) -> None:
@@ -108,7 +110,7 @@ class Workshop:
         from_baseline = any(job.settings.start == BASELINE for job in jobs)
         for other in manifest:
             needed = for_student or (from_baseline and other.name == BASELINE)
-            if needed and other.state == "done" and mirror.take(other.name, other.key) is None:
+            if needed and other.state == "done" and mirror.take(other, other.key) is None:
                 raise RunError(f"storage={mirror.url} does not hold {other.name} whole; start the run again")
 
     def _finish(self, job: Job, trainer: Trainer) -> Training:
