@@ -103,7 +103,7 @@ class _Process(Worker):
             exitcode = self._process.exitcode or 0
             if exitcode >= 0 and not self.has_begun:
                 raise RunError(NOT_BEGUN) from None
-            self.died(f"its process ended {_how(exitcode)}")
+            self.died(f"its process ended {how_it_ended(exitcode)}")
 
     def stop(self) -> None:
         """End the process, whatever it does: its last states are kept."""
@@ -116,7 +116,7 @@ class _Process(Worker):
         super().end()
 
 
-def _how(exitcode: int) -> str:
+def how_it_ended(exitcode: int) -> str:
     """The exit of a process in words."""
     if exitcode >= 0:
         return f"with status {exitcode}"
@@ -135,7 +135,7 @@ def _work(
 ) -> None:
     """Do a group of jobs in this process, and say how it went."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets the Ctrl-C, and ends this process
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     do_group(workshop, jobs, manifest, slot, partial(send_or_end, connection))
 
@@ -148,7 +148,7 @@ def send_or_end(connection: Connection, message: Message) -> None:
         os._exit(1)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """A process whose parent was killed would write into a folder that nobody holds any more."""
     parent = multiprocessing.parent_process()
     assert parent is not None

@@ -66,6 +66,16 @@ class PlannedRun:
         """The names of the models to measure."""
         return list(dict.fromkeys(row.model for row in self.needs))
 
+    @property
+    def identities(self) -> set[str]:
+        """Of the trainings that it needs."""
+        return {training.identity for needed in self.needs.values() for training in needed}
+
+    @property
+    def title(self) -> str:
+        """Its rows and its seed."""
+        return f"{', '.join(row.name for row in self.needs)} at seed {self.config.seed}"
+
     def of(self, row: Row) -> PlannedRun:
         """As much of the run as one of its rows needs."""
         return PlannedRun(self.config, {row: self.needs[row]})

@@ -77,6 +77,9 @@ def ablate(
         bool,
         typer.Option("--update", help="Take up a folder of other settings; train what the change touches."),
     ] = False,
+    at_once: Annotated[
+        int, typer.Option(min=1, help="Runs at the same time, each in a process of its own.")
+    ] = 1,
 ) -> None:
     """Compare what the parts of the method contribute, over several seeds.
 
@@ -98,6 +101,7 @@ def ablate(
         store=store,
         plan_only=plan,
         update=update,
+        at_once=at_once,
         console=Console(),
     )
     result.raise_failures()
