@@ -1,0 +1,1 @@
+"""What PSD gains over a baseline at its own best, on real photographs: the protocol of docs/results.md."""

@@ -1,0 +1,70 @@
+"""What PSD gains over a baseline at its own best, on real photographs: the whole protocol of docs/results.md.
+
+    python -m benchmarks.gain [--data FOLDER] [--out FOLDER] [--seeds 0 1 2 3 4] [--at-once N] [KEY=VALUE ...]
+
+FOLDER holds `corel5k/labels.csv` and `weights/squeezenet1_1_imagenet_features.safetensors`; by default what
+COTERIE_DATA names. First the rate, loss and length of the baseline, then as many settings of the student,
+then improvements one at a time: all on validation, by a table that has no test images. Then every row is
+trained at every seed, and measured on test. A stopped call goes on where it was. Each part leaves its numbers
+in OUT.
+
+`--whole` trains all layers, at 224 pixels and with new views: for a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from benchmarks.gain.ideas import try_ideas
+from benchmarks.gain.protocol import Protocol
+from benchmarks.gain.rows import measure_rows, write_rows
+from benchmarks.gain.search import search_baseline, search_student
+
+STAGES = ("baseline", "student", "ideas", "rows")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, default=Path(os.environ.get("COTERIE_DATA", "../shared/data")))
+    parser.add_argument("--out", type=Path, default=Path("runs/benchmark-gain"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--search-seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--epochs", type=int, default=16, help="that the search begins with")
+    parser.add_argument("--at-once", type=int, default=1, help="runs at the same time")
+    parser.add_argument("--until", choices=STAGES, default=STAGES[-1], help="the last part to do")
+    parser.add_argument("--whole", action="store_true", help="train all layers, at 224 pixels: for a GPU")
+    arguments, words = parser.parse_known_args()
+    protocol = Protocol(
+        arguments.data.resolve(),
+        arguments.out.resolve(),
+        tuple(arguments.seeds),
+        tuple(arguments.search_seeds),
+        arguments.epochs,
+        arguments.at_once,
+        arguments.whole,
+        tuple(words),
+    )
+    for path in (protocol.table, protocol.weights):
+        if not path.exists():
+            print(f"{path} is not there; name the folder by --data", file=sys.stderr)
+            return 2
+    parts = STAGES[: STAGES.index(arguments.until) + 1]
+    baseline = search_baseline(protocol)
+    if "student" not in parts:
+        return 0
+    student = search_student(protocol, baseline)
+    recommended = student.words
+    if "ideas" in parts:
+        tried = try_ideas(protocol, student.words)
+        helpful = [each.idea for each in tried if each.helps and each.idea.model == "student"]
+        recommended = (*recommended, *(word for idea in helpful for word in idea.words))
+    if "rows" in parts:
+        write_rows(protocol, measure_rows(protocol, recommended, student.words), k=3)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

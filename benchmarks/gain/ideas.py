@@ -1,0 +1,154 @@
+"""Improvements of the method, one at a time over the student's best settings, on validation.
+
+Each prediction was written before its idea was measured, and stays as it was.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from statistics import mean
+
+from benchmarks.gain.protocol import Protocol
+from coterie.ablation import Ablation, Row
+from coterie.files import atomic_write
+
+LEAST, AGREE = 0.3, 4  # an idea helps that gains so much val mAP on average, and anything at so many seeds
+STUDENT = "student"
+
+
+@dataclass(frozen=True)
+class Idea:
+    """One change: its settings, and what it was expected to gain on validation, in mAP, and why.
+
+    `model`: "baseline" for a change that the baseline gets just as well.
+    """
+
+    name: str
+    title: str
+    words: tuple[str, ...]
+    predicted: float
+    because: str
+    model: str = STUDENT
+
+    @property
+    def row(self) -> Row:
+        return Row(self.name, self.title, self.words, model=self.model)
+
+
+IDEAS = (
+    Idea(
+        "third-teacher",
+        "the baseline as a third teacher, of weight 1/3",
+        ("distill.baseline=0.333",),
+        0.4,
+        "it errs in another way than the teachers of groups, which know nothing of labels outside their own",
+    ),
+    Idea(
+        "half-baseline",
+        "the baseline as a third teacher, of weight 1/2",
+        ("distill.baseline=0.5",),
+        0.3,
+        "the teachers of groups are weaker than the baseline, so it may deserve more than a third",
+    ),
+    Idea(
+        "student-start",
+        "the student starts from the baseline",
+        ("student.start=baseline",),
+        -0.2,
+        "it begins where the baseline knows the training images by heart",
+    ),
+    Idea(
+        "teacher-start",
+        "the teachers start from the baseline",
+        ("teacher.start=baseline",),
+        0.3,
+        "features learned from all labels are better than those learned from a third of them",
+    ),
+    Idea(
+        "temperature",
+        "temperature 2",
+        ("distill.temperature=2",),
+        0.0,
+        "probabilities of single labels are soft already",
+    ),
+    Idea(
+        "k-5",
+        "five groups in each branch",
+        ("k=5",),
+        0.2,
+        "ten teachers average more errors away than six, though each knows less",
+    ),
+    Idea(
+        "new-views",
+        "a new view in every epoch of the student",
+        ("student.views=null", "distill.cache=on"),
+        0.2,
+        "teachers are softer on views that they did not learn from, and ten views come twice",
+    ),
+    Idea(
+        "dropout",
+        "dropout 0.2 before every head",
+        ("model.drop_rate=0.2",),
+        0.1,
+        "fewer than 3,600 images for 63 labels: more regularisation does little harm",
+    ),
+    Idea(
+        "decay",
+        "weight decay 0.1",
+        ("train.weight_decay=0.1",),
+        0.1,
+        "as dropout",
+    ),
+    Idea(
+        "augmented",
+        "RandAugment and Cutout for every training",
+        ("augment.randaugment=true", "augment.cutout=0.3"),
+        0.5,
+        "teachers say what is left of a label on a distorted picture, where the label itself lies",
+    ),
+    Idea(
+        "augmented-baseline",
+        "the baseline with RandAugment and Cutout",
+        ("augment.randaugment=true", "augment.cutout=0.3"),
+        0.2,
+        "what helps the student must be offered to the baseline too",
+        model="baseline",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What came of an idea on validation, by seed, less the same model without it."""
+
+    idea: Idea
+    differences: dict[int, float]
+
+    @property
+    def gain(self) -> float:
+        return mean(self.differences.values())
+
+    @property
+    def helps(self) -> bool:
+        return self.gain >= LEAST and sum(value > 0 for value in self.differences.values()) >= AGREE
+
+
+def try_ideas(protocol: Protocol, words: Sequence[str], ideas: Sequence[Idea] = IDEAS) -> list[Tried]:
+    """Every idea over the settings `words`, on validation, at all seeds."""
+    rows = [Row("as-set", "as searched"), *(idea.row for idea in ideas)]
+    found = protocol.searched("ideas", words, rows, protocol.seeds)
+    tried = [Tried(idea, _differences(found, idea)) for idea in ideas]
+    content = [
+        asdict(each.idea) | {"differences": each.differences, "gain": each.gain, "helps": each.helps}
+        for each in tried
+    ]
+    atomic_write(protocol.out / "ideas.json", json.dumps(content, indent=1))
+    return tried
+
+
+def _differences(found: Ablation, idea: Idea) -> dict[int, float]:
+    values = found.values(idea.name, "val")
+    plain = found.values("as-set" if idea.model == STUDENT else "baseline", "val")
+    return {seed: value - plain[seed] for seed, value in values.items()}

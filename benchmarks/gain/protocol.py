@@ -1,0 +1,120 @@
+"""What all parts of the protocol share: data, model, seeds, and where results are."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+
+from coterie.ablation import Ablation, Row, ablate
+from coterie.config import load_config
+from coterie.files import atomic_write
+
+# The lower layers of SqueezeNet stay as ImageNet left them, and their features of ten views of each image are
+# kept: the same for every row. The views are those of every seed; the student has ten of its own.
+FROZEN = (
+    *("model.image_size=128", "train.frozen=backbone.features.8", "train.views=10", "augment.view_seed=0"),
+    *("augment.flip=0.5", "augment.shift=0.1", "augment.cutout=0", "augment.randaugment=false"),
+)
+# For a GPU: nothing frozen, always a new view.
+WHOLE = (
+    *("model.image_size=224", "augment.flip=0.5", "augment.shift=0.1", "augment.cutout=0"),
+    "augment.randaugment=false",
+)
+COMMON = ("data.min_positives=50", "model=squeezenet", "k=3", "precision=bf16", "train.ema=0.999")
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Where data and results are, and how trainings are done. `epochs`: that the search begins with; `words`:
+    further settings, of every row.
+    """
+
+    data: Path
+    out: Path
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    search_seeds: tuple[int, ...] = (0, 1, 2)
+    epochs: int = 16
+    at_once: int = 1
+    whole: bool = False
+    words: tuple[str, ...] = ()
+    console: Console = field(default_factory=Console, compare=False)
+
+    @property
+    def table(self) -> Path:
+        return self.data / "corel5k" / "labels.csv"
+
+    @property
+    def weights(self) -> Path:
+        return self.data / "weights" / "squeezenet1_1_imagenet_features.safetensors"
+
+    def common(self, table: Path) -> list[str]:
+        """The settings of every row, on the images of `table`."""
+        return [
+            f"data={table}",
+            f"data.image_root={self.table.parent}",
+            f"model.weights={self.weights}",
+            f"cache_dir={self.out / 'cache'}",
+            *COMMON,
+            *(WHOLE if self.whole else FROZEN),
+            *self.words,
+        ]
+
+    def searched(
+        self, name: str, words: Iterable[str], rows: Sequence[Row], seeds: Sequence[int] | None = None
+    ) -> Ablation:
+        """`rows` compared on validation, on a table that has no test images."""
+        settings = [*self.common(self._table_without_test()), *words]
+        return self._compared(f"search/{name}", settings, rows, seeds or self.search_seeds)
+
+    def measured(
+        self,
+        name: str,
+        words: Iterable[str],
+        rows: Sequence[Row],
+        names: Sequence[str] = (),
+        values: Mapping[str, Sequence[float]] | None = None,
+    ) -> Ablation:
+        """`rows`, and those with `names` or `values` of `coterie ablate`, compared on validation and test."""
+        return self._compared(name, [*self.common(self.table), *words], rows, self.seeds, names, values)
+
+    def _compared(
+        self,
+        name: str,
+        words: Sequence[str],
+        rows: Sequence[Row],
+        seeds: Sequence[int],
+        names: Sequence[str] = (),
+        values: Mapping[str, Sequence[float]] | None = None,
+    ) -> Ablation:
+        """The finished rows; RunError where one failed."""
+        compared = ablate(
+            load_config(words),
+            [*names, *(row.name for row in rows)],
+            seeds,
+            values=values,
+            own=rows,
+            out=self.out / name,
+            store=self.out / "trainings",
+            update=True,
+            at_once=self.at_once,
+            console=self.console,
+        )
+        compared.raise_failures()
+        return compared
+
+    def _table_without_test(self) -> Path:
+        """The table's rows of training and validation, in a table of their own."""
+        with self.table.open(newline="") as file:
+            rows = [row for row in csv.DictReader(file) if row["split"] != "test"]
+        text = io.StringIO()
+        writer = csv.DictWriter(text, rows[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        path = self.out / "search.csv"
+        atomic_write(path, text.getvalue())
+        return path

@@ -1,0 +1,147 @@
+"""The best settings of the baseline and of the student, chosen on validation."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+
+from benchmarks.gain.protocol import Protocol
+from coterie.ablation import Row
+from coterie.files import atomic_write
+
+MOST_DOUBLINGS = 3
+ENOUGH = 0.3  # val mAP that twice the epochs must gain to be taken
+
+Words = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Step:
+    """Choices that are tried together over the best so far, which stays where none of them is better."""
+
+    name: str
+    choices: Mapping[str, Words]
+
+
+BASELINE = (
+    Step(
+        "rate",
+        {f"lr = {lr}": (f"train.lr={lr}",) for lr in ("3e-4", "6e-4", "1e-3", "1.7e-3", "3e-3")},
+    ),
+    Step(
+        "loss",
+        {
+            "ASL, gamma- 4": ("train.loss=asl", "train.gamma_neg=4"),
+            "ASL, gamma- 2": ("train.loss=asl", "train.gamma_neg=2"),
+            "BCE": ("train.loss=bce",),
+        },
+    ),
+)
+
+
+@dataclass
+class Trial:
+    """One choice: its settings, its val mAP at each seed, and whether it was taken."""
+
+    step: str
+    choice: str
+    words: Words
+    val: dict[int, float]
+    taken: bool = False
+
+    @property
+    def mean(self) -> float:
+        return sum(self.val.values()) / len(self.val)
+
+
+@dataclass
+class Search:
+    """Settings chosen one step after the other, and all that was tried on the way."""
+
+    protocol: Protocol
+    role: str
+    words: Words = ()
+    trials: list[Trial] = field(default_factory=list)
+
+    def take(self, step: Step) -> None:
+        """Try the choices of a step, and go on with the best."""
+        tried = self._try(step.name, step.choices)
+        best = max(tried, key=lambda trial: trial.mean)
+        if best.mean > max((trial.mean for trial in self.trials if trial.taken), default=0.0):
+            for trial in self.trials:
+                trial.taken = False
+            best.taken = True
+            self.words = (*self.words, *best.words)
+        self.trials += tried
+
+    def lengthen(self) -> int:
+        """Double the epochs until that gains less than ENOUGH on validation: the number of epochs."""
+        epochs = self.protocol.epochs
+        for _ in range(MOST_DOUBLINGS):
+            before = next(trial for trial in self.trials if trial.taken)
+            (longer,) = self._try("epochs", {f"{2 * epochs} epochs": (f"train.epochs={2 * epochs}",)})
+            self.trials.append(longer)
+            if longer.mean - before.mean < ENOUGH:
+                break
+            before.taken, longer.taken = False, True
+            epochs *= 2
+            self.words = (*self.words, *longer.words)
+        return epochs
+
+    def _try(self, step: str, choices: Mapping[str, Words]) -> list[Trial]:
+        rows = [
+            Row(f"{step}-{number}", choice, words, model=self.role)
+            for number, (choice, words) in enumerate(choices.items())
+        ]
+        name = f"{self.role}-{len(self.trials)}-{step}".replace(" ", "-")
+        found = self.protocol.searched(name, self.words, rows)
+        return [Trial(step, row.title, row.words, found.values(row.name, "val")) for row in rows]
+
+    def write(self) -> None:
+        path = self.protocol.out / f"search-{self.role}.json"
+        content = {
+            "words": self.words,
+            "trials": [asdict(trial) | {"mean": trial.mean} for trial in self.trials],
+        }
+        atomic_write(path, json.dumps(content, indent=1))
+
+
+def search_baseline(protocol: Protocol) -> Search:
+    """Rate, loss and number of epochs of the baseline at its own best."""
+    search = Search(protocol, "baseline", (f"train.epochs={protocol.epochs}",))
+    for step in BASELINE:
+        search.take(step)
+    search.lengthen()
+    search.write()
+    return search
+
+
+def search_student(protocol: Protocol, baseline: Search) -> Search:
+    """The student's best settings over teachers that train as the baseline does; as many are tried."""
+    rate = float(value_of("train.lr", baseline.words))
+    search = Search(protocol, "student", baseline.words)
+    for step in student_steps(rate, baseline.words):
+        search.take(step)
+    search.write()
+    return search
+
+
+def student_steps(rate: float, words: Sequence[str]) -> list[Step]:
+    """What is tried for the student: how much it listens to its teachers, and how it learns."""
+    losses = {
+        name: tuple(word.replace("train.", "student.") for word in choice)
+        for name, choice in BASELINE[1].choices.items()
+        if not set(choice) <= set(words)
+    }
+    return [
+        Step("teachers' weight", {f"w = {w}": (f"distill.w={w}",) for w in (0.5, 0.8, 0.95)}),
+        Step("loss against the labels", losses),
+        Step("rate", {f"lr x {x}": (f"student.lr={rate * x:.3g}",) for x in (0.5, 2)}),
+        Step("balance of the branches", {f"a = {a}": (f"distill.a={a}",) for a in (0.25, 0.75)}),
+    ]
+
+
+def value_of(key: str, words: Sequence[str]) -> str:
+    """The value of the last word of `key`."""
+    return [word.partition("=")[2] for word in words if word.startswith(f"{key}=")][-1]
