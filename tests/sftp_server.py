@@ -50,7 +50,7 @@ class SftpServer:
     async def _listen(self) -> int:
         connections = self._connections
 
-        class Server(asyncssh.SSHServer):  # type: ignore[misc]
+        class Server(asyncssh.SSHServer):
             def connection_made(self, connection: Any) -> None:
                 connections.append(connection)
 

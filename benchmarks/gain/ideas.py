@@ -138,7 +138,7 @@ class Tried:
 def try_ideas(protocol: Protocol, words: Sequence[str], ideas: Sequence[Idea] = IDEAS) -> list[Tried]:
     """Every idea over the settings `words`, on validation, at all seeds."""
     rows = [Row("as-set", "as searched"), *(idea.row for idea in ideas)]
-    found = protocol.searched("ideas", words, rows, protocol.seeds)
+    found = protocol.searched(words, rows, protocol.seeds)
     tried = [Tried(idea, _differences(found, idea)) for idea in ideas]
     content = [
         asdict(each.idea) | {"differences": each.differences, "gain": each.gain, "helps": each.helps}

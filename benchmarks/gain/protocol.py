@@ -65,11 +65,11 @@ class Protocol:
         ]
 
     def searched(
-        self, name: str, words: Iterable[str], rows: Sequence[Row], seeds: Sequence[int] | None = None
+        self, words: Iterable[str], rows: Sequence[Row], seeds: Sequence[int] | None = None
     ) -> Ablation:
         """`rows` compared on validation, on a table that has no test images."""
         settings = [*self.common(self._table_without_test()), *words]
-        return self._compared(f"search/{name}", settings, rows, seeds or self.search_seeds)
+        return self._compared("search", settings, rows, seeds or self.search_seeds)
 
     def measured(
         self,

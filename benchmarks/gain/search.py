@@ -91,11 +91,10 @@ class Search:
 
     def _try(self, step: str, choices: Mapping[str, Words]) -> list[Trial]:
         rows = [
-            Row(f"{step}-{number}", choice, words, model=self.role)
+            Row(f"choice-{number}", choice, words, model=self.role)
             for number, (choice, words) in enumerate(choices.items())
         ]
-        name = f"{self.role}-{len(self.trials)}-{step}".replace(" ", "-")
-        found = self.protocol.searched(name, self.words, rows)
+        found = self.protocol.searched(self.words, rows)
         return [Trial(step, row.title, row.words, found.values(row.name, "val")) for row in rows]
 
     def write(self) -> None:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from rich.console import Console
 
-from coterie.ablation.plan import PlannedRun
+from coterie.ablation.plan import PlannedRun, checked_inputs
 from coterie.ablation.report import Failure, Outcome
 from coterie.config import DataConfig
 from coterie.data.dataset import MultiLabelDataset
@@ -28,7 +28,7 @@ from coterie.models.factory import ModelBuilder
 from coterie.pipeline import Run, run
 from coterie.progress import say
 from coterie.runfolder import Inputs, RunFolder
-from coterie.sidebyside import NOT_BEGUN, end_with_parent, how_it_ended
+from coterie.sidebyside import NOT_BEGUN, end_with_parent, how_it_ended, send_or_end
 
 ERRORS_FILE = "errors.log"
 
@@ -113,12 +113,9 @@ class Setting:
 
 def attempts_in_turn(setting: Setting, runs: Sequence[PlannedRun], console: Console) -> Iterator[Attempt]:
     """Do the runs one after the other in this process."""
-    checked: dict[int, Inputs | None] = {}
     for number, planned in enumerate(runs, 1):
         say(console, f"run {number} of {len(runs)}: {planned.folder}, for {planned.title}")
-        yield setting.attempt(planned, checked.get(planned.config.seed), console)
-        # the runs of a seed have the same images: they are read once
-        checked[planned.config.seed] = RunFolder(planned.folder).inputs()
+        yield setting.attempt(planned, checked_inputs(setting.out, planned.config.seed), console)
 
 
 def attempts_at_once(
@@ -126,7 +123,7 @@ def attempts_at_once(
 ) -> Iterator[Attempt]:
     """Do up to `at_once` runs at the same time, each in a process of its own, in the order in which they end.
 
-    A run waits for another one that does a training which it needs too. The processes share torch's threads.
+    A run waits for another that does a training which it needs too. The processes share torch's threads.
     """
     try:
         ForkingPickler.dumps(setting)
@@ -136,44 +133,44 @@ def attempts_at_once(
             f"function of a module: {error}; or do one run at a time"
         ) from None
     multiprocessing.set_forkserver_preload([__name__])  # so that a process need not load torch
-    checked: dict[int, Inputs | None] = {}
     waiting, running = list(runs), list[_Process]()
+    done = {training.identity for planned in runs for training in planned.trainings if training.done}
     threads = max(1, torch.get_num_threads() // at_once)
     try:
         while waiting or running:
-            while len(running) < at_once and (planned := _next(waiting, running)):
+            while len(running) < at_once and (planned := _next(waiting, running, done)):
                 waiting.remove(planned)
-                running.append(_Process(setting, planned, checked.get(planned.config.seed), threads))
+                running.append(_Process(setting, planned, threads))
                 number = len(runs) - len(waiting)
                 say(console, f"run {number} of {len(runs)}: {planned.folder}, for {planned.title}")
             ready = wait([process.connection for process in running])
             for process in [process for process in running if process.connection in ready]:
                 running.remove(process)
                 attempt = process.attempt()
+                done |= process.planned.identities
                 for failure in attempt.failures:
                     say(console, f"{failure.row} at seed {failure.seed} failed: {failure.message}")
-                checked[process.planned.config.seed] = RunFolder(process.planned.folder).inputs()
                 yield attempt
     finally:
         for process in running:
             process.stop()
 
 
-def _next(waiting: Sequence[PlannedRun], running: Sequence[_Process]) -> PlannedRun | None:
+def _next(waiting: Sequence[PlannedRun], running: Sequence[_Process], done: set[str]) -> PlannedRun | None:
     """The first run that no other one keeps waiting."""
-    taken = {identity for process in running for identity in process.planned.identities}
+    taken = {identity for process in running for identity in process.planned.identities} - done
     return next((planned for planned in waiting if not planned.identities & taken), None)
 
 
 class _Process:
     """A process that does one run, as its parent sees it."""
 
-    def __init__(self, setting: Setting, planned: PlannedRun, checked: Inputs | None, threads: int) -> None:
+    def __init__(self, setting: Setting, planned: PlannedRun, threads: int) -> None:
         self.planned = planned
         context = multiprocessing.get_context("forkserver")
         self.connection, theirs = context.Pipe(duplex=False)
         self._process: BaseProcess = context.Process(
-            target=_work, args=(setting, planned, checked, threads, theirs), name=planned.title
+            target=_work, args=(setting, planned, threads, theirs), name=planned.title
         )
         try:
             self._process.start()
@@ -202,14 +199,13 @@ class _Process:
         self.connection.close()
 
 
-def _work(
-    setting: Setting, planned: PlannedRun, checked: Inputs | None, threads: int, connection: Connection
-) -> None:
+def _work(setting: Setting, planned: PlannedRun, threads: int, connection: Connection) -> None:
     """Do a run in this process, and say how it went."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets the Ctrl-C, and ends this process
     threading.Thread(target=end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
-    connection.send(setting.attempt(planned, checked, Console(quiet=True)))
+    checked = checked_inputs(setting.out, planned.config.seed)
+    send_or_end(connection, setting.attempt(planned, checked, Console(quiet=True)))
 
 
 def _outcomes(planned: PlannedRun, finished: Run) -> Iterator[Outcome]:

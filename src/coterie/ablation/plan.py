@@ -25,7 +25,7 @@ from coterie.pipeline import planned_trainings
 from coterie.preflight import as_checked, describe_start, tried_model
 from coterie.preparation import branch_weights, make_partition, prepare_data, training_graph
 from coterie.progress import say
-from coterie.runfolder import RunFolder, Training
+from coterie.runfolder import Inputs, RunFolder, Training
 from coterie.stages import measured_models, training_key, training_settings
 from coterie.store import Store
 
@@ -59,7 +59,7 @@ class PlannedRun:
     @property
     def only(self) -> list[str]:
         """The names of the trainings to do."""
-        return list(dict.fromkeys(training.name for needed in self.needs.values() for training in needed))
+        return list(dict.fromkeys(training.name for training in self.trainings))
 
     @property
     def models(self) -> list[str]:
@@ -67,9 +67,14 @@ class PlannedRun:
         return list(dict.fromkeys(row.model for row in self.needs))
 
     @property
+    def trainings(self) -> list[PlannedTraining]:
+        """Those that its rows need; some need the same."""
+        return [training for needed in self.needs.values() for training in needed]
+
+    @property
     def identities(self) -> set[str]:
         """Of the trainings that it needs."""
-        return {training.identity for needed in self.needs.values() for training in needed}
+        return {training.identity for training in self.trainings}
 
     @property
     def title(self) -> str:
@@ -129,14 +134,17 @@ def make_plan(
     for seed in seeds:
         seeded = config.model_copy(update={"seed": seed, "out": None})
         dataset = prepare_data(seeded, read(seed))
-        # what the runs before could not read, these will not
-        folders = sorted((out / RUNS).glob(f"*-s{seed}"))
-        before = next((found for path in folders if (found := RunFolder(path).inputs())), None)
-        if before is not None:
+        if (before := checked_inputs(out, seed)) is not None:
             dataset = as_checked(dataset, before, config.data)
         planner = _Planner(dataset, Store(store), start)
         runs += planner.runs(seeded, rows, out / RUNS)
     return Plan(config, tuple(rows), tuple(seeds), tuple(runs))
+
+
+def checked_inputs(out: Path, seed: int) -> Inputs | None:
+    """What the runs of an ablation at one seed have found when they read every image: all have the same."""
+    folders = sorted((out / RUNS).glob(f"*-s{seed}"))
+    return next((found for path in folders if (found := RunFolder(path).inputs())), None)
 
 
 class _Planner:
