@@ -291,7 +291,7 @@ def test_a_picture_that_breaks_at_any_place_of_a_batch_is_named_and_the_steps_be
     resume = ResumeConfig(steps=1)
     expected = make_trainer(tmp_path / "undisturbed", dataset=photos).run()
     trainer = make_trainer(tmp_path / "training", dataset=photos, resume=resume)
-    broken = photos.images[trainer.data.training.sampler.batches(0)[2][position]]
+    broken = photos.images[list(trainer.data.training.sampler.batches(0))[2][position]]
     assert isinstance(broken, Path)
     whole = broken.read_bytes()
     broken.write_bytes(whole[: len(whole) // 2])

@@ -428,7 +428,7 @@ def test_what_was_done_of_an_epoch_is_not_loaded_again(
         make_trainer(tmp_path, epochs=1, loss=loss, resume=ResumeConfig(steps=1)).run()
     dataset = make_dataset()
     trainer = make_trainer(tmp_path, epochs=1, dataset=dataset)
-    third = trainer.data.training.sampler.batches(0)[2]
+    third = list(trainer.data.training.sampler.batches(0))[2]
     read: list[int] = []
     load_image = MultiLabelDataset.load_image
 

@@ -45,9 +45,10 @@ class ClassMapping:
     def dataset_of(self, dataset: MultiLabelDataset) -> MultiLabelDataset:
         """The dataset with the measured classes: present where any of theirs is, unknown where any may be."""
         column = {name: place for place, name in enumerate(dataset.class_names)}
+        dense = np.asarray(dataset.targets)
         targets = np.empty((len(dataset), len(self.measured)), np.int8)
         for place, one in enumerate(self.measured):
-            parts = dataset.targets[:, [column[name] for name in one.dataset]]
+            parts = dense[:, [column[name] for name in one.dataset]]
             unknown = np.where((parts == UNKNOWN).any(axis=1), UNKNOWN, ABSENT)
             targets[:, place] = np.where((parts == PRESENT).any(axis=1), PRESENT, unknown)
         return replace(dataset, targets=targets, class_names=self.names)

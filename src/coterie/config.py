@@ -139,6 +139,19 @@ class WebDatasetConfig(Section):
     labels: str | None = Field(
         None, min_length=1, description="such as json; by default json, cls or txt, the first there is"
     )
+    index: Path | None = Field(
+        None,
+        description="folder that keeps what the shards hold, so that they are read once, and memory does not "
+        "grow with them; null: they are read at every start",
+    )
+    window: int = Field(
+        65_536,
+        ge=1,
+        description="training images that are shuffled together; of more, blocks of all shards come in turn",
+    )
+    block: int = Field(
+        64, ge=1, description="images of a shard that stay in one window: what is read in a row"
+    )
 
 
 class DataConfig(Section):

@@ -13,10 +13,12 @@ from rich.table import Table
 from rich.text import Text
 
 from coterie.config import Config
+from coterie.data.columns import LabelLists
 from coterie.data.dataset import PRESENT, UNKNOWN, MultiLabelDataset
 from coterie.data.overlap import same_bytes
 from coterie.data.presence import missing_images, repeated_images
 from coterie.data.reading import format_of, read_dataset
+from coterie.data.sparse import are_labelled, count_value
 from coterie.data.splits import ensure_splits, filter_classes
 from coterie.errors import counted, shortened
 from coterie.labels import CooccurrenceGraph
@@ -107,7 +109,7 @@ def inspect_data(config: Config, pairs: int = 10, same_content: bool = False) ->
         name=dataset.name,
         format=format_of(config.data),
         class_names=dataset.class_names,
-        splits={split: _facts(dataset.targets[part], is_missing[part]) for split, part in parts.items()},
+        splits={split: _facts(dataset.targets_at(part), is_missing[part]) for split, part in parts.items()},
         positives=_counts(dataset, parts, PRESENT),
         unknown=_counts(dataset, parts, UNKNOWN),
         pairs=tuple(_strongest(dataset, by_split, config.partition.root, pairs)),
@@ -187,16 +189,16 @@ def inspection_lines(inspection: Inspection) -> Iterator[str]:
         yield f"split of the images found: {inspection.split_hash_of_found}"
 
 
-def _facts(targets: npt.NDArray[np.int8], is_missing: npt.NDArray[np.bool_]) -> SplitFacts:
-    present, unknown = targets == PRESENT, targets == UNKNOWN
-    known = targets.size - int(unknown.sum())
+def _facts(targets: npt.NDArray[np.int8] | LabelLists, is_missing: npt.NDArray[np.bool_]) -> SplitFacts:
+    present, unknown = (int(count_value(targets, value).sum()) for value in (PRESENT, UNKNOWN))
+    n, c = targets.shape
     return SplitFacts(
-        images=len(targets),
+        images=n,
         missing=int(is_missing.sum()),
-        unlabelled=int((~present.any(axis=1)).sum()),
-        cardinality=float(present.sum() / max(1, len(targets))),
-        density=float(present.sum() / max(1, known)),
-        unknown=int(unknown.sum()),
+        unlabelled=int((~are_labelled(targets)).sum()),
+        cardinality=present / max(1, n),
+        density=present / max(1, n * c - unknown),
+        unknown=unknown,
     )
 
 
@@ -204,7 +206,7 @@ def _counts(
     dataset: MultiLabelDataset, parts: dict[str, npt.NDArray[np.int64]], value: int
 ) -> dict[str, dict[str, int]]:
     """Images whose target is `value`, by class and split."""
-    counts = {split: (dataset.targets[part] == value).sum(axis=0) for split, part in parts.items()}
+    counts = {split: count_value(dataset.targets_at(part), value) for split, part in parts.items()}
     return {
         name: {split: int(counts[split][column]) for split in parts}
         for column, name in enumerate(dataset.class_names)
@@ -219,7 +221,7 @@ def _strongest(
     Those on fewer than `FEW` images come after all others.
     """
     train = by_split.get("train", np.arange(len(dataset)))
-    graph = CooccurrenceGraph.from_targets(dataset.targets[train], dataset.class_names)
+    graph = CooccurrenceGraph.from_targets(dataset.targets_at(train), dataset.class_names)
     affinity = graph.affinity(root)
     upper = np.triu_indices(graph.num_classes, k=1)
     names, counts, of_class = graph.class_names, graph.counts, graph.class_counts

@@ -14,10 +14,11 @@ from coterie.api import evaluate
 from coterie.checkpoint import INFO_FILE, Checkpoint
 from coterie.class_mapping import SAME, ClassMapping, map_classes, read_mapping, same_classes
 from coterie.config import Config, parse_words, validate_config
-from coterie.data.dataset import PRESENT, MultiLabelDataset
-from coterie.data.overlap import same_bytes
+from coterie.data.dataset import MultiLabelDataset, StoredImages
+from coterie.data.overlap import perhaps_same_bytes, same_bytes
 from coterie.data.presence import missing_images, places_of
 from coterie.data.reading import drops_unlabelled, format_of, read_dataset, read_split
+from coterie.data.sparse import are_labelled
 from coterie.data.splits import ensure_splits
 from coterie.errors import CoterieError, DataError, counted, shortened, with_remedy
 from coterie.evaluation import Results, evaluation_config, left_out_notes, results_table
@@ -194,17 +195,21 @@ def _trained_on(checkpoint: Checkpoint, dataset: MultiLabelDataset) -> tuple[lis
 
 def _same_files(dataset: MultiLabelDataset, trained: MultiLabelDataset) -> set[str]:
     """The ids of the images whose files are those of `trained`."""
-    places = set(places_of([image for image in trained.images if isinstance(image, Path)]))
-    files = {
+    files = () if isinstance(trained.images, StoredImages) else trained.images
+    places = set(places_of([image for image in files if isinstance(image, Path)]))
+    measured = {
         name: image
         for name, image in zip(dataset.image_ids, dataset.images, strict=True)
         if isinstance(image, Path)
     }
-    return {name for name, place in zip(files, places_of([*files.values()]), strict=True) if place in places}
+    own = places_of([*measured.values()])
+    return {name for name, place in zip(measured, own, strict=True) if place in places}
 
 
 def _same_bytes(dataset: MultiLabelDataset, trained: MultiLabelDataset) -> set[str]:
     """The ids of the images that have the bytes of one of `trained`."""
+    if isinstance(trained.images, StoredImages):
+        trained = trained.subset(perhaps_same_bytes(trained.images, dataset.images))
     images = [*dataset.images, *trained.images]
     side = np.arange(len(images)) < len(dataset)
     return {
@@ -235,7 +240,7 @@ def _threshold_of(predictor: Predictor) -> str:
 
 def _label_conventions(config: Config, dataset: MultiLabelDataset) -> dict[str, str]:
     kind = format_of(config.data)
-    without = int((~(dataset.targets == PRESENT).any(axis=1)).sum())
+    without = int((~are_labelled(dataset.targets)).sum())
     is_dropped = drops_unlabelled(kind, config.data)
     measured = f"{without:,} of {counted(len(dataset), 'image')} measured have no label of a measured class"
     said = {"images without labels": f"{'dropped' if is_dropped else 'kept'}; {measured}"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from coterie.config import BASELINE, Config
 from coterie.data.dataset import MultiLabelDataset
@@ -15,6 +16,7 @@ from coterie.labels import CooccurrenceGraph, Partition, partition_labels
 
 # How many seeds the groups of a run are compared over.
 REPEATS = 3
+_graphs: WeakKeyDictionary[MultiLabelDataset, CooccurrenceGraph] = WeakKeyDictionary()
 
 
 def prepare_data(config: Config, dataset: MultiLabelDataset | None = None) -> MultiLabelDataset:
@@ -32,8 +34,11 @@ def make_partitions(config: Config, dataset: MultiLabelDataset) -> dict[str, Par
 
 
 def training_graph(dataset: MultiLabelDataset) -> CooccurrenceGraph:
-    """The co-occurrence graph of the training split."""
-    return CooccurrenceGraph.from_targets(dataset.targets[dataset.indices("train")], dataset.class_names)
+    """The co-occurrence graph of the training split, counted once for a dataset."""
+    if dataset not in _graphs:
+        targets = dataset.targets_at(dataset.indices("train"))
+        _graphs[dataset] = CooccurrenceGraph.from_targets(targets, dataset.class_names)
+    return _graphs[dataset]
 
 
 def make_partition(config: Config, graph: CooccurrenceGraph, kind: str, seed: int | None = None) -> Partition:

@@ -348,6 +348,8 @@ def training_key(
         "precision": config.precision,
         "channels_last": config.channels_last,
     }
+    if order := config.data.webdataset.model_dump(include={"window", "block"}, exclude_defaults=True):
+        inputs["order"] = order
     if training.name == STUDENT:
         inputs["distill"] = config.distill_inputs()
         inputs["teachers"] = [(name, weights) for name, weights in others if name.startswith("teachers/")]

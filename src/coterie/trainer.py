@@ -355,7 +355,7 @@ class Trainer:
         """What to say of a training that is lost since step `number` of the epoch; all of it in a file."""
         state, settings, path = self.state, self.settings, self.folder / DIVERGED_FILE
         sampler = self.data.training.sampler
-        images = [self.data.image_ids[position] for position in sampler.batches(state.epoch)[number]]
+        images = [self.data.image_ids[position] for position in next(sampler.batches(state.epoch, number))]
         what, losses = what.format(self.folder.name), list(self._losses)
         place = {"epoch": state.epoch + 1, "step": number + 1, "lr": self._epoch.rate}
         content = {"what": what, **place, "last finite losses": losses, "images": images}

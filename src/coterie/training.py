@@ -14,6 +14,7 @@ from coterie.checkpoint import Checkpoint, describe_architecture, load_model, sa
 from coterie.config import BASELINE, STUDENT, Config, TrainConfig
 from coterie.data.dataset import MultiLabelDataset
 from coterie.data.loading import Batches, EpochSampler, ImageBatches, ResizedImages, Views, plain_batches
+from coterie.data.order import training_order
 from coterie.data.transforms import make_augmentation
 from coterie.errors import CheckpointError, ConfigError, RunError
 from coterie.evaluation import EVALUATION_BATCH
@@ -254,11 +255,14 @@ class _Group:
         role = STUDENT if self.is_student else "trainings"
         views = Views(images, make_augmentation(config.augment), derive_seed(config.view_seed, role))
         order = config.seed if config.distill.seed is None or not self.is_student else config.distill.seed
+        shards = config.data.webdataset
         sampler = EpochSampler(
-            indices("train"),
+            train := indices("train"),
             settings.batch_size,
             shuffle=True,
-            seed=derive_seed(order, role),
+            order=training_order(
+                images.dataset, train, derive_seed(order, role), shards.window, shards.block
+            ),
             views=settings.views,
         )
         training: Batches = ImageBatches(views, sampler, workers)

@@ -71,7 +71,7 @@ def test_lists_and_paths_as_text_are_taken() -> None:
         targets=np.eye(2, dtype=np.int8),
         class_names=["ant", "bee"],  # type: ignore[arg-type]
         splits=["train", "val"],  # type: ignore[arg-type]
-        image_ids=["x", "y"],  # type: ignore[arg-type]
+        image_ids=["x", "y"],
     )
     assert list(made.images) == [Path("a.jpg"), Path("b.jpg")]
     assert (made.class_names, made.image_ids) == (("ant", "bee"), ("x", "y"))

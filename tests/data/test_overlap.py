@@ -12,7 +12,7 @@ import pytest
 import coterie.data.overlap
 from coterie.data.dataset import ImageSource, MultiLabelDataset
 from coterie.data.overlap import END, Twin, check_twins, find_twins, same_bytes, settle_twins
-from coterie.data.webdataset import TarImage
+from coterie.data.shards import TarImage
 from coterie.errors import DataError
 
 

@@ -16,7 +16,8 @@ from coterie.config import load_config
 from coterie.data.check import check_images
 from coterie.data.dataset import UnreadableImage, open_image
 from coterie.data.reading import read_dataset
-from coterie.data.webdataset import TarImage, find_shards, read_webdataset
+from coterie.data.shards import TarImage
+from coterie.data.webdataset import find_shards, read_webdataset
 from coterie.errors import DataError
 from tests.layouts import picture_bytes, pixels_of, write_tar
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Collection
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Literal
 
@@ -12,6 +10,7 @@ import numpy as np
 
 from coterie.data.dataset import MultiLabelDataset, UnreadableImage
 from coterie.errors import DataError, listed, shortened
+from coterie.threads import in_threads
 
 IMAGES_A_TASK = 32
 
@@ -49,8 +48,10 @@ def check_images(
 def without_images(dataset: MultiLabelDataset, unreadable: Collection[str]) -> MultiLabelDataset:
     """The dataset without the images whose ids are `unreadable`, with a note that names them."""
     unreadable = set(unreadable)
-    readable = np.array([image_id not in unreadable for image_id in dataset.image_ids], dtype=np.bool_)
-    left_out = [dataset.image_ids[index] for index in np.flatnonzero(~readable)]
+    if not unreadable:
+        return dataset
+    readable = np.fromiter((name not in unreadable for name in dataset.image_ids), np.bool_, len(dataset))
+    left_out = [dataset.image_ids[index] for index in np.flatnonzero(~readable).tolist()]
     if not left_out:
         return dataset
     kept = dataset.subset(readable)
@@ -71,13 +72,8 @@ def _decode_all(dataset: MultiLabelDataset, progress: Callable[[int, int], None]
         return reasons
 
     reasons: dict[int, str] = {}
-    # Threads, since Pillow decodes without the interpreter's lock.
-    pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
-    try:
-        for number, found in enumerate(pool.map(decode, range(0, len(dataset), IMAGES_A_TASK)), start=1):
-            reasons.update(found)
-            if progress is not None:
-                progress(min(number * IMAGES_A_TASK, len(dataset)), len(dataset))
-    finally:
-        pool.shutdown(cancel_futures=True)  # on Ctrl-C, not after all that is queued
+    for number, found in enumerate(in_threads(decode, range(0, len(dataset), IMAGES_A_TASK)), start=1):
+        reasons.update(found)
+        if progress is not None:
+            progress(min(number * IMAGES_A_TASK, len(dataset)), len(dataset))
     return reasons

@@ -7,14 +7,17 @@ import hashlib
 import io
 import stat
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from coterie.data.columns import BLOCK_ROWS, Column, LabelLists, Positions
 from coterie.errors import DataError, did_you_mean, listed, repeated, shortened
 
 PRESENT, ABSENT, UNKNOWN = 1, 0, -1
@@ -31,6 +34,9 @@ READ_FORMATS = tuple(
 )
 # An open picture takes up to nine bytes a pixel: a file of a few kilobytes can ask for any amount of memory.
 MOST_PIXELS = 100_000_000
+END_BYTES = 64
+# Targets of so many entries, a byte each, are an array; more may be lists.
+MOST_DENSE = 2**28
 
 
 class StoredImage(ABC):
@@ -50,6 +56,30 @@ class StoredImage(ABC):
 
 
 ImageSource = Path | StoredImage
+
+
+class StoredImages(Column[StoredImage]):
+    """Pictures of archives that are indexed: each is made when it is asked for."""
+
+    @abstractmethod
+    def sizes(self) -> Iterator[npt.NDArray[np.int64]]:
+        """The sizes in bytes of all pictures in order, some at a time."""
+
+    @abstractmethod
+    def ends(self) -> Iterator[npt.NDArray[np.uint64]]:
+        """`hash_of_end` of each picture in order, some at a time."""
+
+    @abstractmethod
+    def archive_edges(self) -> Positions:
+        """The positions at which another archive begins, in ascending order and the first 0."""
+
+
+class ImageIds(Column[str]):
+    """Ids that are different and text, each made when it is asked for."""
+
+    @abstractmethod
+    def sorted_parts(self) -> Iterator[tuple[Positions, list[str]]]:
+        """Positions and ids of all images, part by part: each id of a part is below all of the next one."""
 
 
 class UnreadableImage(DataError):
@@ -77,26 +107,29 @@ class MultiLabelDataset:
     """Images with multi-label targets.
 
     `images`: N paths (as text too) or StoredImages, or one uint8 array [N, H, W, 3] (RGB).
-    `targets`: int8 [N, C], 1 present, 0 absent, -1 unknown.
+    `targets`: int8 [N, C], 1 present, 0 absent, -1 unknown; or LabelLists, as large sets of shards have them.
     `splits`: N names, such as "train", "val", "test"; a name that starts with "test" is a test split.
     `image_ids`: N unique names that messages and predictions use. `notes`: what the reader had to say.
     Raises DataError where shapes, values, class names or splits do not fit.
     """
 
     images: Sequence[ImageSource] | npt.NDArray[np.uint8]
-    targets: npt.NDArray[np.int8]
+    targets: Any  # a union would have everyone who knows that it is an array ask again
     class_names: tuple[str, ...]
     splits: npt.NDArray[np.str_]
-    image_ids: tuple[str, ...]
+    image_ids: Sequence[str]
     name: str = "dataset"
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if not isinstance(self.images, np.ndarray) and any(isinstance(image, str) for image in self.images):
+        if not isinstance(self.images, np.ndarray | StoredImages) and any(
+            isinstance(image, str) for image in self.images
+        ):
             paths = [Path(image) if isinstance(image, str) else image for image in self.images]
             object.__setattr__(self, "images", paths)
         object.__setattr__(self, "class_names", tuple(self.class_names))
-        object.__setattr__(self, "image_ids", tuple(self.image_ids))
+        if not isinstance(self.image_ids, ImageIds):
+            object.__setattr__(self, "image_ids", tuple(self.image_ids))
         object.__setattr__(self, "splits", np.asarray(self.splits, dtype=np.str_))
         n, c = len(self.images), len(self.class_names)
         if isinstance(self.images, np.ndarray) and (
@@ -112,7 +145,11 @@ class MultiLabelDataset:
                 f"got {self.targets.dtype} {list(self.targets.shape)}"
             )
         # of int8, the three values are all there are between the least and the greatest
-        if self.targets.size and not UNKNOWN <= self.targets.min() <= self.targets.max() <= PRESENT:
+        if (
+            isinstance(self.targets, np.ndarray)
+            and self.targets.size
+            and not UNKNOWN <= self.targets.min() <= self.targets.max() <= PRESENT
+        ):
             raise DataError(
                 f"targets of {self.name} hold values other than 1 (present), 0 (absent), -1 (unknown)"
             )
@@ -121,9 +158,10 @@ class MultiLabelDataset:
                 f"{self.name} has {n} images, {len(self.splits)} splits and {len(self.image_ids)} ids; "
                 "give one of each for every image"
             )
+        ids = () if isinstance(self.image_ids, ImageIds) else self.image_ids
         for what, names in (
             ("class names", self.class_names),
-            ("image ids", self.image_ids),
+            ("image ids", ids),
             ("splits", self.split_names),
         ):
             if not _is_text("".join(names)):
@@ -132,8 +170,8 @@ class MultiLabelDataset:
         if len(set(self.class_names)) != c:
             twice = shortened(repeated(self.class_names))
             raise DataError(f"class names of {self.name} stand twice: {twice}")
-        if len(set(self.image_ids)) != n:
-            twice = shortened(repeated(self.image_ids))
+        if len(set(ids)) != len(ids):
+            twice = shortened(repeated(ids))
             raise DataError(f"image ids of {self.name} stand twice: {twice}")
 
     def __len__(self) -> int:
@@ -143,10 +181,15 @@ class MultiLabelDataset:
     def num_classes(self) -> int:
         return len(self.class_names)
 
-    @property
+    @cached_property
     def split_names(self) -> tuple[str, ...]:
         """The names of the splits, in the order of their first image."""
-        return tuple(dict.fromkeys(self.splits.tolist()))
+        names: dict[str, None] = {}
+        for block in _blocks(self.splits):
+            while len(block):
+                names.setdefault(str(block[0]))
+                block = block[block != block[0]]
+        return tuple(names)
 
     def indices(self, split: str) -> npt.NDArray[np.int64]:
         """Positions [n] of the images of `split`; DataError where there are none."""
@@ -164,38 +207,61 @@ class MultiLabelDataset:
 
     def subset(self, keep: npt.NDArray[np.int64] | npt.NDArray[np.bool_]) -> MultiLabelDataset:
         """The same dataset with only the images `keep` (positions or a mask [N])."""
-        positions = np.flatnonzero(keep) if keep.dtype == np.bool_ else keep
-        images = (
-            self.images[positions]
-            if isinstance(self.images, np.ndarray)
-            else [self.images[i] for i in positions]
-        )
+        positions: Positions = np.flatnonzero(keep) if keep.dtype == np.bool_ else keep.astype(np.int64)
+        images: Sequence[ImageSource] | npt.NDArray[np.uint8]
+        if isinstance(self.images, np.ndarray):
+            images = self.images[positions]
+        elif isinstance(self.images, StoredImages):
+            images = self.images.take(positions)
+        else:
+            images = [self.images[i] for i in positions]
+        ids = self.image_ids
         return replace(
             self,
             images=images,
-            targets=self.targets[positions],
+            targets=self.targets_at(positions),
             splits=self.splits[positions],
-            image_ids=tuple(self.image_ids[i] for i in positions),
+            image_ids=ids.take(positions) if isinstance(ids, ImageIds) else tuple(ids[i] for i in positions),
         )
+
+    def targets_at(self, positions: Positions) -> Any:
+        """The targets of the images at `positions`, dense or as lists like those of all."""
+        if isinstance(self.targets, LabelLists):
+            return self.targets.take(positions)
+        return self.targets[positions]
 
     def with_classes(self, class_names: Sequence[str]) -> MultiLabelDataset:
         """The same images with the classes `class_names` in that order; DataError names a missing one."""
-        missing = [name for name in class_names if name not in self.class_names]
+        column = {name: number for number, name in enumerate(self.class_names)}
+        missing = [name for name in class_names if name not in column]
         if missing:
             hint = did_you_mean(missing[0], self.class_names)
             known = shortened(self.class_names)
             raise DataError(f"{self.name} has no class {shortened(missing)}; its classes are {known}{hint}")
-        columns = [self.class_names.index(name) for name in class_names]
-        return replace(self, targets=self.targets[:, columns], class_names=tuple(class_names))
+        columns = [column[name] for name in class_names]
+        targets = (
+            self.targets.with_columns(columns)
+            if isinstance(self.targets, LabelLists)
+            else self.targets[:, columns]
+        )
+        return replace(self, targets=targets, class_names=tuple(class_names))
 
     def fingerprint(self) -> str:
         """SHA-256 over class names, targets, splits, ids, and pixels (arrays) or sizes in bytes (files)."""
         digest = hashlib.sha256()
-        for names in (self.class_names, tuple(self.splits.tolist()), self.image_ids):
-            digest.update("\0".join(names).encode() + b"\1")
-        digest.update(np.ascontiguousarray(self.targets).tobytes())
+        for names in (self.class_names, self.splits, self.image_ids):
+            for number, block in enumerate(_blocks(names)):
+                texts = block.tolist() if isinstance(block, np.ndarray) else block
+                digest.update(b"\0" * (number > 0) + "\0".join(texts).encode())
+            digest.update(b"\1")
+        for part in _target_bytes(self.targets):
+            digest.update(part)
         if isinstance(self.images, np.ndarray):
-            digest.update(str(self.images.shape).encode() + np.ascontiguousarray(self.images).tobytes())
+            digest.update(str(self.images.shape).encode())
+            digest.update(np.ascontiguousarray(self.images).data)
+        elif isinstance(self.images, StoredImages):
+            for sizes in self.images.sizes():
+                digest.update(sizes.astype("<u8").tobytes())
         else:
             digest.update(b"".join(size_in_bytes(image).to_bytes(8, "little") for image in self.images))
         return digest.hexdigest()
@@ -205,8 +271,19 @@ class MultiLabelDataset:
 
         Of the lines "split, tab, image id", sorted.
         """
-        lines = [f"{split}\t{name}\n" for split, name in zip(self.splits, self.image_ids, strict=True)]
-        return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
+        digest = hashlib.sha256()
+        for split in sorted(self.split_names, key=lambda name: f"{name}\t"):
+            for positions, names in self._sorted_parts():
+                chosen = np.flatnonzero(self.splits[positions] == split).tolist()
+                lines = sorted(f"{split}\t{names[place]}\n" for place in chosen)
+                digest.update("".join(lines).encode())
+        return digest.hexdigest()
+
+    def _sorted_parts(self) -> Iterator[tuple[Positions, Sequence[str]]]:
+        if isinstance(self.image_ids, ImageIds):
+            yield from self.image_ids.sorted_parts()
+        else:
+            yield np.arange(len(self)), self.image_ids
 
 
 def open_image(
@@ -247,6 +324,25 @@ def upright_rgb(image: Image.Image) -> Image.Image:
         raise UnreadableImage(place, str(error) or type(error).__name__) from None
 
 
+def _blocks(values: Sequence[str] | npt.NDArray[np.str_]) -> Iterator[Any]:
+    """The values in order, some at a time: all of them as texts would take far more memory."""
+    for start in range(0, max(1, len(values)), BLOCK_ROWS):
+        yield values[start : start + BLOCK_ROWS]
+
+
+def _target_bytes(targets: npt.NDArray[np.int8] | LabelLists) -> Iterator[Any]:
+    """What a fingerprint holds of targets: the array, of many lists what is in them."""
+    if isinstance(targets, np.ndarray):
+        yield np.ascontiguousarray(targets)
+    elif len(targets) * targets.classes <= MOST_DENSE:
+        for start in range(0, len(targets), BLOCK_ROWS):
+            yield targets[start : start + BLOCK_ROWS]
+    else:
+        for edges, columns in targets.blocks():
+            yield np.diff(edges)
+            yield columns
+
+
 def _is_text(name: str) -> bool:
     """Whether it can be written: JSON may hold halves of a character, and archives names in other codes."""
     try:
@@ -261,6 +357,11 @@ def size_in_bytes(source: ImageSource | npt.NDArray[np.uint8]) -> int:
     if isinstance(source, np.ndarray):
         return source.nbytes
     return source.stat().st_size if isinstance(source, Path) else source.size
+
+
+def hash_of_end(content: bytes) -> int:
+    """A number of 64 bits from the last bytes of a picture, where two of one size differ if any."""
+    return int.from_bytes(hashlib.blake2b(content[-END_BYTES:], digest_size=8).digest(), "little")
 
 
 def content_of(source: ImageSource | npt.NDArray[np.uint8]) -> bytes:

@@ -17,10 +17,11 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from torchvision.transforms import v2
 
 from coterie.data.dataset import MultiLabelDataset
+from coterie.data.order import AsTheyAre, Order, Shuffled
 from coterie.data.pixels import PixelStore
 from coterie.data.transforms import Preprocessing, to_pixels
 from coterie.errors import CoterieError
-from coterie.seeding import derive_seed, seeded
+from coterie.seeding import seeded
 
 ViewKey = tuple[int, int]  # (number of the view, position of the image in the dataset)
 
@@ -130,7 +131,8 @@ class EpochSampler(Sampler[list[ViewKey]]):
     """Batches of view keys, from the `first` of an epoch on. A training epoch has an order of its own and
     leaves a short last batch out.
 
-    `views`: how many views of an image there are, that the epochs take in turn; None for one in each epoch.
+    `order`: by default that of the indices, or shuffled by the seed. `views`: how many views of an image
+    there are, that the epochs take in turn; None for one in each epoch.
     """
 
     def __init__(
@@ -140,12 +142,15 @@ class EpochSampler(Sampler[list[ViewKey]]):
         *,
         shuffle: bool = False,
         seed: int = 0,
+        order: Order | None = None,
         views: int | None = None,
     ) -> None:
         self.indices = indices
         self.batch_size = min(batch_size, len(indices))
         self.shuffle = shuffle
-        self.seed = seed
+        if order is None:
+            order = Shuffled(indices, seed) if shuffle else AsTheyAre(indices)
+        self.order = order
         self.views = views
         self.epoch = 0
         self.first = 0
@@ -162,16 +167,22 @@ class EpochSampler(Sampler[list[ViewKey]]):
         full, rest = divmod(len(self.indices), self.batch_size)
         return full if self.shuffle or rest == 0 else full + 1
 
-    def batches(self, epoch: int) -> list[npt.NDArray[np.int64]]:
-        """The positions in the dataset of each batch of an epoch."""
-        order = self.indices
-        if self.shuffle:
-            order = np.random.default_rng(derive_seed(self.seed, "order", epoch)).permutation(order)
-        return [order[n * self.batch_size : (n + 1) * self.batch_size] for n in range(len(self))]
+    def batches(self, epoch: int, first: int = 0) -> Iterator[npt.NDArray[np.int64]]:
+        """The positions in the dataset of each batch of an epoch, from the `first` on."""
+        rest = self.indices[:0]
+        left = len(self) - first
+        for part in self.order.parts(epoch, first * self.batch_size):
+            rest = np.concatenate([rest, part]) if len(rest) else part
+            size = self.batch_size
+            whole = min(left, len(rest) // size)
+            yield from (rest[number * size : (number + 1) * size] for number in range(whole))
+            rest, left = rest[whole * size :], left - whole
+        if left:  # the short last one
+            yield rest
 
     def __iter__(self) -> Iterator[list[ViewKey]]:
-        for chosen in self.batches(self.epoch)[self.first :]:
-            yield [(self.view(self.epoch), int(index)) for index in chosen]
+        for chosen in self.batches(self.epoch, self.first):
+            yield [(self.view(self.epoch), index) for index in chosen.tolist()]
 
 
 class Batches(ABC):

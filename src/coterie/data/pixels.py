@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import numpy.typing as npt
 
 from coterie.array_store import Array, ArrayStore, check_room
 from coterie.errors import RunError
+from coterie.threads import in_threads
 
 PIXELS_FOLDER = "pixels"
 # A file of so many images is read whole once, to be checked, and mapped from then on. What is mapped counts
@@ -48,12 +47,11 @@ class PixelStore:
         missing = [number for number in self._numbers if self.store.read(number) is None]
         check_room(folder, len(missing) * self.store.nbytes, WHAT, REMEDY)
         try:
-            with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # Pillow lets go of the lock
-                for number in missing:
-                    with self.store.locked(number, wait=True):
-                        if self.store.read(number) is None:
-                            self._write(number, decode, pool)
-                    advance(self.images_a_file)
+            for number in missing:
+                with self.store.locked(number, wait=True):
+                    if self.store.read(number) is None:
+                        self._write(number, decode)
+                advance(self.images_a_file)
         except OSError as error:
             reason = error.strerror or error
             raise RunError(f"{WHAT} cannot be written to {folder}: {reason}. {REMEDY}") from error
@@ -75,13 +73,11 @@ class PixelStore:
         """Without the files that this process has mapped: another maps its own."""
         return vars(self) | {"_files": {}}
 
-    def _write(
-        self, number: int, decode: Callable[[int], npt.NDArray[np.uint8]], pool: ThreadPoolExecutor
-    ) -> None:
+    def _write(self, number: int, decode: Callable[[int], npt.NDArray[np.uint8]]) -> None:
         first = number * self.images_a_file
         indices = range(first, min(first + self.images_a_file, self.images))
         with self.store.writing(number) as put:
-            for image in pool.map(decode, indices):
+            for image in in_threads(decode, indices):
                 put(image[None])
             if len(indices) < self.images_a_file:
                 put(np.zeros((self.images_a_file - len(indices), *self.store.shape[1:]), dtype=np.uint8))

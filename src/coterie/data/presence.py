@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from coterie.data.dataset import MultiLabelDataset
+from coterie.data.dataset import MultiLabelDataset, StoredImages
 from coterie.errors import DataError, counted, listed, shortened
 
 
@@ -105,7 +105,7 @@ def likeliest_folder(candidates: Sequence[Path], names: Sequence[str]) -> Path:
 
 
 def _paths(dataset: MultiLabelDataset) -> Iterator[tuple[int, Path]]:
-    if isinstance(dataset.images, np.ndarray):
+    if isinstance(dataset.images, np.ndarray | StoredImages):
         return
     for position, image in enumerate(dataset.images):
         if isinstance(image, Path):

@@ -13,11 +13,12 @@ import pyarrow.parquet
 from coterie.config import Config, DataConfig
 from coterie.data.check import check_images
 from coterie.data.coco import read_coco
-from coterie.data.dataset import PRESENT, MultiLabelDataset
+from coterie.data.dataset import MultiLabelDataset
 from coterie.data.huggingface import is_saved, read_huggingface
 from coterie.data.nuswide import csv_in, has_official_lists, is_nuswide_csv, read_nuswide
 from coterie.data.presence import check_apart, check_presence, missing_images, without_missing
 from coterie.data.scenes import SceneSizes, make_scenes
+from coterie.data.sparse import are_labelled
 from coterie.data.splits import ensure_splits
 from coterie.data.table import TABLE_SUFFIXES, read_table
 from coterie.data.voc import read_voc, voc_folders
@@ -212,6 +213,7 @@ def _read_webdataset(config: DataConfig) -> MultiLabelDataset:
         split_column=config.split_column,
         delimiter=config.delimiter,
         class_names=config.class_names,
+        index=config.webdataset.index,
     )
 
 
@@ -259,13 +261,16 @@ def drops_unlabelled(name: str, config: DataConfig) -> bool:
 
 
 def _without_unlabelled(dataset: MultiLabelDataset, name: str, config: DataConfig) -> MultiLabelDataset:
-    labelled = (dataset.targets == PRESENT).any(axis=1)
-    if not drops_unlabelled(name, config) or labelled.all():
+    if not drops_unlabelled(name, config):
+        return dataset
+    labelled = are_labelled(dataset.targets)
+    if labelled.all():
         return dataset
     if not labelled.any():
         raise DataError(f"no image of {dataset.name} has a label; a training needs images with labels")
-    dropped = dataset.splits[~labelled].tolist()
-    counts = ", ".join(f"{dropped.count(split):,} {split}".rstrip() for split in dict.fromkeys(dropped))
+    dropped = dataset.subset(~labelled)
+    numbers = {split: len(dropped.indices(split)) for split in dropped.split_names}
+    counts = ", ".join(f"{number:,} {split}".rstrip() for split, number in numbers.items())
     note = (
         f"{len(dropped):,} of {len(dataset):,} images have no label and are dropped ({counts}); "
         "data.unlabelled=keep keeps them"

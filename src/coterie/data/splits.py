@@ -10,18 +10,21 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from coterie.data.columns import LabelLists
 from coterie.data.dataset import PRESENT, MultiLabelDataset
-from coterie.data.sparse import present_rows
+from coterie.data.sparse import count_value, present_rows
 from coterie.errors import ConfigError, DataError, did_you_mean, shortened
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
+# One image after the other is put into a split: of more, that takes minutes.
+MOST_STRATIFIED = 1_000_000
 NO_TEST = "no test split: results are on val, which also chose the best epoch"
 
 
 def stratified_split(
-    targets: npt.NDArray[np.int8], fractions: Mapping[str, float], seed: int
+    targets: npt.NDArray[np.int8] | LabelLists, fractions: Mapping[str, float], seed: int
 ) -> npt.NDArray[np.str_]:
     """The split of each image [N] of `targets` [N, C], with every class near its fraction in every split.
 
@@ -110,12 +113,12 @@ def ensure_splits(
             "val": val_fraction,
             **({"test": test_fraction} if test_fraction else {}),
         }
-        made = replace(dataset, splits=stratified_split(dataset.targets, fractions, seed))
+        made = replace(dataset, splits=_drawn(dataset.targets, fractions, seed))
         sizes = ", ".join(f"{(made.splits == name).sum():,} {name}" for name in fractions)
-        dataset = _noted(made, f"no splits given: {sizes}, drawn with seed {seed}, stratified by class")
+        dataset = _noted(made, f"no splits given: {sizes}, drawn with seed {seed}, {_how(len(dataset))}")
         return dataset if test_fraction else _noted(dataset, NO_TEST)
     if without.any():
-        ids = [dataset.image_ids[index] for index in np.flatnonzero(without)]
+        ids = [dataset.image_ids[index] for index in np.flatnonzero(without).tolist()]
         raise DataError(
             f"{len(ids)} of {len(dataset)} images of {dataset.name} have no split: {shortened(ids)}; "
             "give every image a split, or none"
@@ -138,16 +141,36 @@ def ensure_splits(
     return dataset
 
 
+def _drawn(
+    targets: npt.NDArray[np.int8] | LabelLists, fractions: Mapping[str, float], seed: int
+) -> npt.NDArray[np.str_]:
+    """The split of each image [N]: stratified, but for more images than that is done for, where every class
+    that is not rare has its share by chance.
+    """
+    if len(targets) <= MOST_STRATIFIED:
+        return stratified_split(targets, fractions, seed)
+    order = np.random.RandomState(seed).permutation(len(targets))
+    bounds = np.rint(np.cumsum(list(fractions.values())) * len(targets)).astype(np.int64)
+    names = np.array(list(fractions), dtype=np.str_)
+    splits = np.empty(len(targets), dtype=names.dtype)
+    splits[order] = names[np.searchsorted(bounds, np.arange(len(targets)), side="right")]
+    return splits
+
+
+def _how(images: int) -> str:
+    return "stratified by class" if images <= MOST_STRATIFIED else "at random"
+
+
 def _with_val_from_train(dataset: MultiLabelDataset, val_fraction: float, seed: int) -> MultiLabelDataset:
     train = dataset.indices("train")
-    parts = stratified_split(dataset.targets[train], {"train": 1 - val_fraction, "val": val_fraction}, seed)
+    parts = _drawn(dataset.targets_at(train), {"train": 1 - val_fraction, "val": val_fraction}, seed)
     splits = dataset.splits.copy()
     splits[train] = parts
     taken = int((parts == "val").sum())
     return _noted(
         replace(dataset, splits=splits),
         f"no val split: {taken:,} of {len(train):,} train images are val, drawn with seed {seed}, "
-        "stratified by class",
+        f"{_how(len(train))}",
     )
 
 
@@ -209,8 +232,7 @@ def check_labels(dataset: MultiLabelDataset) -> tuple[str, ...]:
 
 
 def _positives(dataset: MultiLabelDataset, split: str) -> npt.NDArray[np.int64]:
-    positives: npt.NDArray[np.int64] = (dataset.targets[dataset.indices(split)] == PRESENT).sum(axis=0)
-    return positives
+    return count_value(dataset.targets_at(dataset.indices(split)), PRESENT)
 
 
 def _without_positives(dataset: MultiLabelDataset, split: str) -> list[str]:

@@ -50,18 +50,26 @@ def targets_of_names(
     position = {name: index for index, name in enumerate(classes)}
     outside = used.difference(position)
     if outside:
-        row, label = next(
-            (row, name) for row, names in enumerate(labels) for name in names if name in outside
-        )
-        more = f" (nor {counted(len(outside) - 1, 'other label')})" if len(outside) > 1 else ""
-        raise DataError(
-            f"label '{label}' of image {where(row)} "
-            f"is not one of the {len(classes)} classes{more}{did_you_mean(label, classes)}"
-        )
+        raise outside_of_classes(labels, outside, classes, where)
     targets = np.full((len(labels), len(classes)), ABSENT, dtype=np.int8)
     for row, names in enumerate(labels):
         targets[row, [position[name] for name in names]] = PRESENT
     return targets, classes
+
+
+def outside_of_classes(
+    labels: Sequence[Collection[str]],
+    outside: Collection[str],
+    classes: Sequence[str],
+    where: Callable[[int], str],
+) -> DataError:
+    """What to say of the first of the images' `labels` that are `outside` of the classes."""
+    row, label = next((row, name) for row, names in enumerate(labels) for name in names if name in outside)
+    more = f" (nor {counted(len(outside) - 1, 'other label')})" if len(outside) > 1 else ""
+    return DataError(
+        f"label '{label}' of image {where(row)} "
+        f"is not one of the {len(classes)} classes{more}{did_you_mean(label, classes)}"
+    )
 
 
 def usual_split(written: str) -> str:

@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+import functools
 import glob
 import itertools
 import os
 import re
 import tarfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from coterie.data.dataset import MultiLabelDataset, StoredImage
-from coterie.data.targets import SPLIT_ALIASES, SPLIT_NAMES, split_notes, targets_of_names, usual_split
+from coterie.data.columns import LabelLists
+from coterie.data.dataset import END_BYTES, MOST_DENSE, MultiLabelDataset, hash_of_end
+from coterie.data.shards import (
+    IndexFolder,
+    ShardIds,
+    ShardImages,
+    ShardIndex,
+    ShardPart,
+    Stamp,
+    Totals,
+    make_part,
+    merged,
+)
+from coterie.data.targets import SPLIT_ALIASES, SPLIT_NAMES, outside_of_classes, split_notes
 from coterie.errors import DataError, counted, did_you_mean, listed, shortened
+from coterie.files import content_hash
 from coterie.untrusted import parse_json
 
 PICTURES = frozenset(("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm", "jp2", "avif"))
@@ -27,31 +41,8 @@ MEMBER = re.compile(r"((?:.*/)?[^./]+)\.([^/]*)")
 MOST_SHARDS = 1_000_000
 LARGEST_LABELS = 2**20  # bytes: more is no list of labels
 BLOCK = tarfile.BLOCKSIZE
-
-
-class TarImage(StoredImage):
-    """A picture in an uncompressed tar archive, by its place there."""
-
-    __slots__ = ("_size", "name", "offset", "shard")
-
-    def __init__(self, shard: Path, name: str, offset: int, size: int) -> None:
-        self.shard = shard
-        self.name = name
-        self.offset = offset
-        self._size = size
-
-    @property
-    def size(self) -> int:
-        return self._size
-
-    def read(self) -> bytes:
-        # Opened anew each time: a file that threads or processes share has one position for all of them.
-        with self.shard.open("rb") as file:
-            file.seek(self.offset)
-            return file.read(self._size)
-
-    def __str__(self) -> str:
-        return f"{self.shard}/{self.name}"
+# Of what is found in a shard: another number makes every index anew.
+SCHEMA_VERSION = 1
 
 
 class _Member(NamedTuple):
@@ -72,6 +63,18 @@ class _Sample:
         return f"{self.shard}/{self.key}"
 
 
+@dataclass(frozen=True)
+class _Reading:
+    """How samples are read: the settings of `read_webdataset`, and the classes where they are given."""
+
+    image: str | None
+    labels: str | None
+    labels_column: str
+    split_column: str
+    delimiter: str
+    class_names: tuple[str, ...] | None
+
+
 def read_webdataset(
     source: str,
     *,
@@ -81,6 +84,7 @@ def read_webdataset(
     split_column: str = "split",
     delimiter: str = ";",
     class_names: Sequence[str] | None = None,
+    index: Path | None = None,
 ) -> MultiLabelDataset:
     """The dataset of uncompressed tar shards: one file, a folder, or a pattern such as train-{000..099}.tar.
 
@@ -88,39 +92,135 @@ def read_webdataset(
     (names or numbers under `labels_column`, as a list or joined by `delimiter`), cls (numbers) or txt (names
     joined by `delimiter`). Numbers count from 0 in `class_names`, else in classnames.txt beside the shards.
     The split is under `split_column` in the json, else a word in the name of the shard or its folder. Nothing
-    is unpacked: links and other odd members are left out. DataError names shard and sample.
+    is unpacked: links and other odd members are left out. `index`: a folder that keeps what was found in each
+    shard until that changes, and from which it is mapped; None: in memory. DataError names shard and sample.
     """
     shards = find_shards(source)
-    samples, notes = _index(shards)
-    pictures = _pictures(samples, image)
-    kind = labels or _kind_of_labels(samples, labels_column)
+    given = class_names if class_names is not None else _class_names_beside(shards)
+    names = None if given is None else tuple(given)
+    reading = _Reading(image, labels, labels_column, split_column, delimiter, names)
+    found = _read_index(shards, reading, None if index is None else IndexFolder(index))
+    targets = LabelLists(found.arrays, len(found.class_names))
+    dense = index is None and len(targets) * targets.classes <= MOST_DENSE
+    return MultiLabelDataset(
+        images=ShardImages(found),
+        targets=targets[:] if dense else targets,
+        class_names=found.class_names,
+        splits=found.arrays["splits"],
+        image_ids=tuple(ShardIds(found)) if dense else ShardIds(found),
+        name=found.top.resolve().name,
+        notes=found.notes,
+    )
+
+
+def _read_index(shards: Sequence[Path], reading: _Reading, folder: IndexFolder | None) -> ShardIndex:
+    """The index of all shards, from the `folder` as far as it is there, and put there where it was not."""
+    top = _common_folder(shards)
+    names = tuple(shard.relative_to(top).as_posix() for shard in shards)
+    stamps = tuple(Stamp.of(shard.stat()) for shard in shards)
+    # the word in the name of a shard or its folder may be its split
+    told = [
+        (name, *asdict(stamp).values(), _split_in_name(shard))
+        for name, stamp, shard in zip(names, stamps, shards, strict=True)
+    ]
+    key = content_hash([SCHEMA_VERSION, asdict(reading), told])
+    index = functools.partial(ShardIndex, top, names, stamps)
+    if folder is not None and (kept := folder.read(key)) is not None:
+        about, arrays = kept
+        return index(tuple(about["class_names"]), np.array(about["edges"]), tuple(about["notes"]), arrays)
+    totals, parts = _read_parts(shards, top, told, reading, folder)
+    if not sum(totals.images):
+        raise DataError(f"{counted(len(shards), 'shard')} ({listed([str(shards[0])])}, …) hold no sample")
+    classes = reading.class_names if reading.class_names is not None else tuple(sorted(totals.label_names))
+    edges = np.append(0, np.cumsum(totals.images))
+    notes = tuple(split_notes(totals.split_names))
+    if totals.odd:
+        what = counted(totals.odd, "member is no plain file with", "members are no plain files with")
+        odd = [*totals.odd_names, *[""] * (totals.odd - len(totals.odd_names))]
+        notes = (f"{what} key and extension, and left out: {shortened(odd)}", *notes)
+    blocks = merged(totals, parts, classes)
+    if folder is None:
+        grouped = itertools.groupby(blocks, key=lambda block: block[0])
+        arrays = {name: np.concatenate([block for _, block in of_array]) for name, of_array in grouped}
+        return index(classes, edges, notes, arrays)
+    about = {"key": key, "class_names": classes, "edges": edges.tolist(), "notes": notes}
+    folder.write(about | {"layout": totals.layout()}, blocks)
+    return _read_index(shards, reading, folder)
+
+
+def _read_parts(
+    shards: Sequence[Path],
+    top: Path,
+    told: Sequence[tuple[Any, ...]],
+    reading: _Reading,
+    folder: IndexFolder | None,
+) -> tuple[Totals, Callable[[], Iterable[ShardPart]]]:
+    """What the shards hold together, and what gives the part of each, one after the other."""
+    totals, kind = Totals(), reading.labels or ""
+    parts: list[ShardPart] = []
+    keys: list[tuple[str, str]] = []
+    for shard, words in zip(shards, told, strict=True):
+        name, key = words[0], content_hash([SCHEMA_VERSION, asdict(reading), kind, words])
+        part = None if folder is None else folder.read_part(name, key)
+        if part is None:
+            part = _read_shard(shard, top, reading, kind)
+            if folder is not None:
+                folder.write_part(name, key, part)
+        if folder is None:
+            parts.append(part)
+        keys.append((name, key))
+        totals.add(part)
+        kind = kind or part.kind
+    return totals, (lambda: parts) if folder is None else (lambda: folder.parts(keys))
+
+
+def _read_shard(shard: Path, top: Path, reading: _Reading, kind: str) -> ShardPart:
+    """The pictures of one shard with their labels and splits; `kind` is the extension of the labels, "" where
+    the first sample is to tell.
+    """
+    samples, odd = _index(shard)
+    if not samples:
+        return make_part([], [], [], kind, odd)
+    pictures = _pictures(samples, reading.image)
+    kind = kind or _kind_of_labels(samples, reading.labels_column)
     contents: list[Any] = list(_contents(samples, kind))
     if kind.rpartition(".")[2] == "json":
-        entries = [_json_entry(*pair, labels_column) for pair in zip(samples, contents, strict=True)]
-        splits = [str(entry.get(split_column) or "") for entry in entries]
-        cells = [entry[labels_column] for entry in entries]
+        entries = [_json_entry(*pair, reading.labels_column) for pair in zip(samples, contents, strict=True)]
+        splits = [str(entry.get(reading.split_column) or "") for entry in entries]
+        cells = [entry[reading.labels_column] for entry in entries]
     else:
         splits = [""] * len(samples)
         cells = contents
         if kind.rpartition(".")[2] == "cls":
             cells = [_numbers(*pair) for pair in zip(samples, contents, strict=True)]
-    splits = [split or _split_in_name(sample.shard) for split, sample in zip(splits, samples, strict=True)]
-    given = class_names if class_names is not None else _class_names_beside(shards)
-    names = [_names(sample, cell, delimiter, given) for sample, cell in zip(samples, cells, strict=True)]
-    targets, classes = targets_of_names(names, given, lambda row: str(samples[row]))
-    top = _common_folder(shards)
-    return MultiLabelDataset(
-        images=[TarImage(sample.shard, *picture) for sample, picture in zip(samples, pictures, strict=True)],
-        targets=targets,
-        class_names=tuple(classes),
-        splits=np.array([usual_split(split) for split in splits], dtype=np.str_),
-        image_ids=tuple(
-            f"{sample.shard.relative_to(top).as_posix()}/{picture.name}"
-            for sample, picture in zip(samples, pictures, strict=True)
-        ),
-        name=top.resolve().name,
-        notes=(*notes, *split_notes(splits)),
-    )
+    split = _split_in_name(shard)
+    given = reading.class_names
+    labels = [
+        _names(sample, cell, reading.delimiter, given) for sample, cell in zip(samples, cells, strict=True)
+    ]
+    if given is not None and (outside := set().union(*labels).difference(given)):
+        raise outside_of_classes(labels, outside, given, lambda row: str(samples[row]))
+    described = _described(shard, top, pictures)
+    return make_part(described, labels, [own or split for own in splits], kind, odd)
+
+
+def _described(shard: Path, top: Path, pictures: Sequence[_Member]) -> list[tuple[bytes, int, int, int]]:
+    """(name, offset, size, hash of the end) of the pictures of a shard."""
+    described = []
+    with shard.open("rb") as file:
+        for name, offset, size in pictures:
+            tail = min(size, END_BYTES)
+            file.seek(offset + size - tail)
+            end = hash_of_end(file.read(tail))
+            try:
+                written = name.encode()
+            except UnicodeEncodeError:
+                wrong = ascii(f"{shard.relative_to(top).as_posix()}/{name}")
+                raise DataError(
+                    f"image ids of {top.resolve().name} are no text in Unicode: {wrong}"
+                ) from None
+            described.append((written, offset, size, end))
+    return described
 
 
 def find_shards(source: str) -> list[Path]:
@@ -164,29 +264,21 @@ def _braces(pattern: str) -> list[str]:
     return names
 
 
-def _index(shards: Sequence[Path]) -> tuple[list[_Sample], list[str]]:
-    """The samples of all shards, and notes on what is left out."""
-    samples: list[_Sample] = []
+def _index(shard: Path) -> tuple[list[_Sample], list[str]]:
+    """The samples of a shard, and the members that are left out."""
+    samples: dict[str, _Sample] = {}
     odd: list[str] = []
-    for shard in shards:
-        of_shard: dict[str, _Sample] = {}
-        for member, is_plain in _members(shard):
-            match = MEMBER.fullmatch(member.name)
-            if not is_plain or match is None:
-                odd.append(f"{shard.name}/{member.name}")
-                continue
-            sample = of_shard.setdefault(match[1], _Sample(shard, match[1]))
-            extension = match[2].lower()
-            if extension in sample.members:
-                raise DataError(f"{shard} holds {member.name} twice; write the shard again")
-            sample.members[extension] = member
-        samples += of_shard.values()
-    if not samples:
-        raise DataError(f"{counted(len(shards), 'shard')} ({listed([str(shards[0])])}, …) hold no sample")
-    if not odd:
-        return samples, []
-    what = counted(len(odd), "member is no plain file with", "members are no plain files with")
-    return samples, [f"{what} key and extension, and left out: {shortened(odd)}"]
+    for member, is_plain in _members(shard):
+        match = MEMBER.fullmatch(member.name)
+        if not is_plain or match is None:
+            odd.append(f"{shard.name}/{member.name}")
+            continue
+        sample = samples.setdefault(match[1], _Sample(shard, match[1]))
+        extension = match[2].lower()
+        if extension in sample.members:
+            raise DataError(f"{shard} holds {member.name} twice; write the shard again")
+        sample.members[extension] = member
+    return list(samples.values()), odd
 
 
 def _members(shard: Path) -> Iterator[tuple[_Member, bool]]:
@@ -276,20 +368,20 @@ def _contents(samples: Sequence[_Sample], extension: str) -> Iterator[str]:
             f"looked for: {listed([str(sample) for sample in lacking], 3)}; data.webdataset.labels names "
             "another extension"
         )
-    for shard, of_shard in itertools.groupby(samples, key=lambda sample: sample.shard):
-        with shard.open("rb") as file:
-            for sample in of_shard:
-                member = sample.members[extension]
-                if member.size > LARGEST_LABELS:
-                    raise DataError(
-                        f"{shard}/{member.name} has {member.size:,} bytes, too many for the labels of an "
-                        "image; data.webdataset.labels names the member that holds them"
-                    )
-                file.seek(member.offset)
-                try:
-                    yield file.read(member.size).decode("utf-8")
-                except UnicodeDecodeError:
-                    raise DataError(f"{shard}/{member.name} is not UTF-8 text; write it as such") from None
+    shard = samples[0].shard
+    with shard.open("rb") as file:
+        for sample in samples:
+            member = sample.members[extension]
+            if member.size > LARGEST_LABELS:
+                raise DataError(
+                    f"{shard}/{member.name} has {member.size:,} bytes, too many for the labels of an "
+                    "image; data.webdataset.labels names the member that holds them"
+                )
+            file.seek(member.offset)
+            try:
+                yield file.read(member.size).decode("utf-8")
+            except UnicodeDecodeError:
+                raise DataError(f"{shard}/{member.name} is not UTF-8 text; write it as such") from None
 
 
 def _json_entry(sample: _Sample, text: str, labels_column: str) -> dict[str, Any]:
@@ -347,16 +439,36 @@ def _names(sample: _Sample, cell: Any, delimiter: str, class_names: Sequence[str
 
 
 def _class_names_beside(shards: Sequence[Path]) -> list[str] | None:
-    """The lines of classnames.txt in the folder of the first shard or the one above, None without one."""
-    for folder in (shards[0].parent, shards[0].parent.parent):
-        path = folder / CLASS_NAMES_FILE
-        if path.is_file():
-            try:
-                lines = path.read_text(encoding="utf-8").splitlines()
-            except UnicodeDecodeError:
-                raise DataError(f"{path} is not UTF-8 text; write it as such") from None
-            return [name for line in lines if (name := line.strip())]
-    return None
+    """The lines of classnames.txt in the folders of the shards or the ones above, None without one; DataError
+    where two of them differ.
+    """
+    found: dict[Path, list[str]] = {}
+    for folder in dict.fromkeys(shard.parent for shard in shards):
+        path = next(
+            (
+                path
+                for path in (folder / CLASS_NAMES_FILE, folder.parent / CLASS_NAMES_FILE)
+                if path.is_file()
+            ),
+            None,
+        )
+        if path is None or path in found:
+            continue
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError:
+            raise DataError(f"{path} is not UTF-8 text; write it as such") from None
+        found[path] = [name for line in lines if (name := line.strip())]
+    first = next(iter(found), None)
+    for path, names in found.items():
+        if first is not None and names != found[first]:
+            differ = sorted(set(names) ^ set(found[first]))
+            how = f"{shortened(differ)} in one of them only" if differ else "the order differs"
+            raise DataError(
+                f"{first} and {path} disagree about the classes: {how}; numbers would stand for other "
+                "labels. Make them the same, or give data.class_names"
+            )
+    return None if first is None else found[first]
 
 
 def _split_in_name(shard: Path) -> str:

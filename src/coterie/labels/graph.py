@@ -57,11 +57,12 @@ class CooccurrenceGraph:
     def from_targets(cls, targets: Targets, class_names: Sequence[str]) -> CooccurrenceGraph:
         """The graph of `targets` [N, C] in {1, 0, -1}: only 1 counts. Takes N in blocks: memory stays small.
 
-        Dense, or sparse in any of SciPy's formats: what is not stored is absent, a stored -1 is unknown.
+        Dense, as LabelLists, or sparse in any of SciPy's formats: what is not stored is absent, a stored -1
+        is unknown.
         Graphs of parts of a dataset add up: `graph + graph`. DataError where the shape or a value does not
         fit.
         """
-        c, shape = len(class_names), np.shape(targets)
+        c, shape = len(class_names), getattr(targets, "shape", None) or np.shape(targets)
         if len(shape) != 2 or shape[1] != c:
             raise DataError(f"targets must be [N, {c}] for {c} classes, got {list(shape)}")
         counts = np.zeros((c, c), np.int64)

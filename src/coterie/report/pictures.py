@@ -100,7 +100,8 @@ class Gallery:
         self._unread: list[str] = []
         self._dataset = self._read(run)
         ids = () if self._dataset is None else self._dataset.image_ids
-        self._positions = {image_id: position for position, image_id in enumerate(ids)}
+        measured = {image_id for split in run.splits for image_id in run.logits(split).image_ids}
+        self._positions = {name: position for position, name in enumerate(ids) if name in measured}
         self._explainers = {} if self._dataset is None else self._make_explainers(run, builder)
 
     @property
