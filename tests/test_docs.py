@@ -88,8 +88,9 @@ def test_a_make_target_in_the_documents_exists(words: tuple[str, ...]) -> None:
 def test_a_python_command_in_the_documents_runs_a_file_that_exists(words: tuple[str, ...]) -> None:
     first, *others = words
 
-    file = others[0].replace(".", "/") + ".py" if first == "-m" else first
-    assert (ROOT / file).is_file()
+    module = others[0].replace(".", "/")
+    files = (f"{module}.py", f"{module}/__main__.py") if first == "-m" else (first,)
+    assert any((ROOT / file).is_file() for file in files)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)

@@ -1,0 +1,185 @@
+"""The tables of docs/results.md, from the numbers that `python -m benchmarks.gain` wrote.
+
+    python -m benchmarks.gain.page [OUT]
+
+copies OUT's numbers into docs/results and renews what stands between the marks of docs/results.md. Without
+OUT the page is renewed from the numbers that are there.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from coterie.files import atomic_write
+
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = DOCS / "results.md"
+NUMBERS = DOCS / "results"
+FILES = ("search-baseline", "search-student", "ideas", "rows")
+MARKED = re.compile(r"(<!-- (?P<name>[\w-]+): by benchmarks\.gain\.page -->\n).*?(\n<!-- end -->)", re.DOTALL)
+GAIN, CERTAIN, KEPT = 2.0, 1.0, 60.0  # what is wanted: mAP, the interval's lower end, percent
+
+Content = dict[str, Any]
+
+
+def main() -> int:
+    if len(sys.argv) > 1:
+        NUMBERS.mkdir(exist_ok=True)
+        for name in FILES:
+            found = Path(sys.argv[1]) / f"{name}.json"
+            if found.exists():
+                shutil.copyfile(found, NUMBERS / found.name)
+    atomic_write(PAGE, renewed(PAGE.read_text(encoding="utf-8"), NUMBERS))
+    return 0
+
+
+def renewed(page: str, numbers: Path) -> str:
+    """The page with the text between its marks made anew from the files in `numbers`."""
+
+    def block(found: re.Match[str]) -> str:
+        make, file = BLOCKS[found["name"]]
+        path = numbers / f"{file}.json"
+        text = make(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else "Not measured yet."
+        return f"{found[1]}{text}{found[3]}"
+
+    return MARKED.sub(block, page)
+
+
+def search_table(content: Content) -> str:
+    """Every choice of a search, with what was taken at the end."""
+    lines = []
+    for trial in content["trials"]:
+        values = ", ".join(f"{value:.2f}" for value in trial["val"].values())
+        taken = set(trial["words"]) <= set(content["words"])
+        mark = "**" if taken else ""
+        lines.append([trial["step"], trial["choice"], f"{mark}{trial['mean']:.2f}{mark}", values])
+    return table(["step", "choice", "val mAP", "by seed"], lines)
+
+
+def ideas_table(content: Sequence[Content]) -> str:
+    """Every idea beside its prediction."""
+    lines = [
+        [
+            idea["title"],
+            " ".join(f"`{word}`" for word in idea["words"]),
+            f"{idea['predicted']:+.1f}: {idea['because']}",
+            f"{idea['gain']:+.2f}",
+            ", ".join(f"{value:+.2f}" for value in idea["differences"].values()),
+            "yes" if idea["helps"] else "no",
+        ]
+        for idea in content
+    ]
+    return table(["idea", "settings", "predicted", "val mAP", "by seed", "kept"], lines)
+
+
+def rows_table(content: Content) -> str:
+    """The measured rows: mAP, how far it is ahead of the baseline's, and leaning on companions."""
+    of_row = {(record["row"], record["split"]): record for record in content["rows"]}
+    lines = []
+    for name in dict.fromkeys(record["row"] for record in content["rows"]):
+        test, val = of_row[name, "test"], of_row[name, "val"]
+        lines.append(
+            [
+                test["title"],
+                f"{test['mAP']:.2f} ± {test['mAP_sd']:.2f}",
+                _difference(test["difference"], test["difference_low"], test["difference_high"]),
+                f"{val['mAP']:.2f}",
+                *(f"{test[f'leaning_{what}']:+.1f}" for what in ("recall", "false_positives")),
+                f"{test['seconds'] / 60:.0f}",
+            ]
+        )
+        if name == "baseline":
+            lines.append(_ensemble_line(content))
+    headings = ["row", "test mAP", "- baseline", "val mAP", "leaning: recall", "false positives", "minutes"]
+    return table(headings, lines)
+
+
+def _ensemble_line(content: Content) -> list[str]:
+    ensemble = content["ensemble"]
+    test, val = ([*ensemble[split].values()] for split in ("test", "val"))
+    record = compared(content, "ensemble", "baseline")
+    return [
+        f"an ensemble of {ensemble['size']} baselines",
+        f"{sum(test) / len(test):.2f}",
+        _difference(record["difference"], *record["interval"]),
+        f"{sum(val) / len(val):.2f}",
+        *("", "", ""),
+    ]
+
+
+def claims(content: Content) -> str:
+    """What is wanted of the recommended recipe, and what was measured."""
+    (gain,) = (record for record in content["rows"] if record["row"] == "psd" and record["split"] == "test")
+    low, high = gain["difference_low"], gain["difference_high"]
+    lines = [
+        [
+            "over the baseline at its best",
+            f"at least {GAIN:+.1f}, interval above {CERTAIN:+.1f}",
+            _difference(gain["difference"], low, high),
+            _reached(gain["difference"] >= GAIN and low > CERTAIN),
+        ]
+    ]
+    for other, title, wanted in (
+        ("k1", "over one teacher of all labels", "interval above 0"),
+        ("random-equal", "over random groups of equal sizes", "interval above 0"),
+        ("random", "over random groups of the same sizes", "interval above 0"),
+        ("compute-run", "over a baseline with the compute of the run", "not under it"),
+    ):
+        record = compared(content, "psd", other)
+        low, high = record["interval"]
+        reached = low > 0 if wanted.endswith("0") else record["difference"] >= 0
+        lines.append([title, wanted, _difference(record["difference"], low, high), _reached(reached)])
+    kept = content["kept"]["test"]
+    lines.append(
+        [
+            "of what both ensembles together gain, the student keeps",
+            f"at least {KEPT:.0f} %",
+            f"{kept:.0f} %",
+            _reached(kept >= KEPT),
+        ]
+    )
+    return table(["test mAP of the recommended recipe", "wanted", "measured", ""], lines)
+
+
+def compared(content: Content, row: str, other: str, split: str = "test") -> Content:
+    """The record of one row less another."""
+    (record,) = (
+        record
+        for record in content["compared"]
+        if (record["row"], record["other"], record["split"]) == (row, other, split)
+    )
+    return dict(record)
+
+
+def table(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    rules = ["---"] * len(headings)
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (headings, rules, *lines))
+
+
+def _difference(value: float, low: float | None, high: float | None) -> str:
+    between = "" if low is None or high is None else f" [{low:+.2f}, {high:+.2f}]"
+    return f"{value:+.2f}{between}"
+
+
+def _reached(is_so: bool) -> str:
+    return "reached" if is_so else "**not reached**"
+
+
+BLOCKS: dict[str, tuple[Callable[[Any], str], str]] = {
+    "claims": (claims, "rows"),
+    "rows": (rows_table, "rows"),
+    "search-baseline": (search_table, "search-baseline"),
+    "search-student": (search_table, "search-student"),
+    "ideas": (ideas_table, "ideas"),
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,211 @@
+"""The protocol of docs/results.md: what a search takes, which ideas help, and a page that its numbers made."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from benchmarks.gain import page
+from benchmarks.gain.ideas import IDEAS, Idea, try_ideas
+from benchmarks.gain.protocol import Protocol
+from benchmarks.gain.rows import kept, own_rows
+from benchmarks.gain.search import Search, Step, student_steps, value_of
+
+from coterie.ablation import Ablation, Row
+from coterie.ablation.report import Outcome
+from coterie.config import load_config
+
+BASELINE = Row("baseline", "baseline", model="baseline")
+
+
+def found(maps: dict[Row, dict[int, float]], split: str = "val") -> Ablation:
+    """A finished ablation with this mAP of each row at each seed."""
+    outcomes = tuple(
+        Outcome(row.name, seed, "", {split: {"mAP": value}}, {}, {})
+        for row, values in maps.items()
+        for seed, value in values.items()
+    )
+    seeds = tuple(next(iter(maps.values())))
+    return Ablation(tuple(maps), seeds, outcomes, ())
+
+
+@dataclass(frozen=True)
+class Fake(Protocol):
+    """A protocol whose val mAP is what `value` makes of the settings, and that trains nothing."""
+
+    best: dict[str, float] = field(default_factory=dict)
+
+    def searched(
+        self, words: Iterable[str], rows: Sequence[Row], seeds: Sequence[int] | None = None
+    ) -> Ablation:
+        return found(
+            {
+                row: {
+                    seed: self.value(dict(word.split("=") for word in (*words, *row.words)))
+                    for seed in (0, 1)
+                }
+                for row in rows
+            }
+        )
+
+    def value(self, settings: dict[str, str]) -> float:
+        return 50 + sum(self.best.get(f"{key}={value}", 0.0) for key, value in settings.items())
+
+
+def test_a_search_goes_on_with_the_best_of_each_step(tmp_path: Path) -> None:
+    protocol = Fake(tmp_path, tmp_path, best={"a=2": 1.0, "b=1": 0.5, "b=2": -0.5})
+    search = Search(protocol, "baseline", ("a=0",))
+    steps = (
+        Step("first", {"one": ("a=1",), "two": ("a=2",)}),
+        Step("second", {"worse": ("b=2",)}),
+        Step("third", {"better": ("b=1",)}),
+    )
+    words = []
+    for step in steps:
+        search.take(step)
+        words.append(search.words)
+    assert words == [("a=0", "a=2"), ("a=0", "a=2"), ("a=0", "a=2", "b=1")]
+    assert [trial.choice for trial in search.trials if trial.taken] == ["better"]
+    assert [trial.mean for trial in search.trials] == [50, 51, 50.5, 51.5]
+    search.write()
+    written = json.loads((tmp_path / "search-baseline.json").read_text())
+    assert written["words"] == ["a=0", "a=2", "b=1"]
+    assert [trial["val"] for trial in written["trials"]][-1] == {"0": 51.5, "1": 51.5}
+
+
+@pytest.mark.parametrize(
+    ("gains", "epochs", "tried"),
+    [({}, 16, 1), ({32: 0.29}, 16, 1), ({32: 0.31, 64: 0.5}, 32, 2), ({32: 1, 64: 2, 128: 4}, 128, 3)],
+)
+def test_epochs_are_doubled_until_that_gains_too_little(
+    tmp_path: Path, gains: dict[int, float], epochs: int, tried: int
+) -> None:
+    best = {f"train.epochs={number}": gain for number, gain in gains.items()}
+    search = Search(Fake(tmp_path, tmp_path, best=best), "baseline", ("train.epochs=16",))
+    search.take(Step("rate", {"lr": ("train.lr=1e-3",)}))
+    assert search.lengthen() == epochs
+    assert len(search.trials) == 1 + tried
+    assert value_of("train.epochs", search.words) == str(epochs)
+
+
+def test_the_student_is_not_offered_the_loss_that_it_has() -> None:
+    steps = student_steps(1e-3, ["train.lr=1e-3", "train.loss=bce"])
+    losses = next(step for step in steps if step.name == "loss against the labels")
+    assert list(losses.choices) == ["ASL, gamma- 4", "ASL, gamma- 2"]
+    (rates,) = (step for step in steps if step.name == "rate")
+    assert rates.choices == {"lr x 0.5": ("student.lr=0.0005",), "lr x 2": ("student.lr=0.002",)}
+
+
+def test_every_setting_of_the_protocol_is_one(tmp_path: Path) -> None:
+    protocol = Protocol(tmp_path, tmp_path)
+    words = ("train.lr=1e-3", "train.loss=bce", "distill.w=0.8")
+    for idea in IDEAS:
+        load_config([*protocol.common(tmp_path / "labels.csv"), *words, *idea.words])
+    for row in own_rows(words):
+        load_config([*protocol.common(tmp_path / "labels.csv"), *words, *row.words])
+    names = [idea.name for idea in IDEAS]
+    assert len(set(names)) == len(names)
+    (paper,) = (row for row in own_rows(words) if row.name == "paper-rate")
+    assert load_config(paper.words).student.lr == pytest.approx(1e-4)
+
+
+def test_an_idea_helps_that_gains_enough_at_nearly_every_seed(tmp_path: Path) -> None:
+    differences = {
+        "clear": (0.5, 0.4, 0.3, 0.2, 0.2),
+        "small": (0.2, 0.2, 0.2, 0.2, 0.2),
+        "lucky": (3.0, -0.1, -0.1, 0.1, 0.1),
+    }
+
+    class Measured(Protocol):
+        def searched(
+            self, words: Iterable[str], rows: Sequence[Row], seeds: Sequence[int] | None = None
+        ) -> Ablation:
+            assert (words, seeds) == ((), (0, 1, 2, 3, 4))
+            plain = [50.0, 51.0, 52.0, 53.0, 54.0]
+            maps = {
+                row: {seed: plain[seed] + differences.get(row.name, (0.0,) * 5)[seed] for seed in range(5)}
+                for row in (BASELINE, *rows)
+            }
+            return found(maps)
+
+    ideas = [Idea(name, name, (f"k={len(name)}",), 0.0, "no reason") for name in differences]
+    tried = try_ideas(Measured(tmp_path, tmp_path), (), ideas)
+    assert [each.helps for each in tried] == [True, False, False]
+    assert tried[0].gain == pytest.approx(0.32)
+    written = json.loads((tmp_path / "ideas.json").read_text())
+    assert [idea["helps"] for idea in written] == [True, False, False]
+    assert written[2]["differences"]["0"] == pytest.approx(3)
+
+
+def test_what_the_student_keeps_is_its_share_of_what_the_teachers_gain() -> None:
+    rows = [BASELINE, Row("psd", ""), Row("all-teachers", "")]
+    maps = dict(zip(rows, ({0: 50.0, 1: 52.0}, {0: 51.0, 1: 54.0}, {0: 52.0, 1: 54.0}), strict=True))
+    assert kept(found(maps, "test"), "test") == pytest.approx(100 * 1.5 / 2)
+
+
+# The page
+
+
+def record(row: str, difference: float, low: float, high: float) -> dict[str, Any]:
+    return {
+        **{"row": row, "title": row, "mAP": 60.0, "mAP_sd": 1.0, "seconds": 120.0},
+        **{"leaning_recall": 3.0, "leaning_false_positives": 4.0},
+        **{"difference": difference, "difference_low": low, "difference_high": high},
+    }
+
+
+def numbers(gain: tuple[float, float, float], kept_percent: float) -> dict[str, Any]:
+    others = ("k1", "random-equal", "random", "compute-run")
+    rows = [record("baseline", 0, 0, 0), record("psd", *gain)]
+    compared = [
+        {"row": "psd", "other": other, "split": "test", "difference": 0.5, "interval": [-0.1, 1.0]}
+        for other in others
+    ]
+    ensemble = {"row": "ensemble", "other": "baseline", "split": "test", "difference": 2, "interval": [1, 3]}
+    return {
+        "rows": [each | {"split": split} for each in rows for split in ("val", "test")],
+        "compared": [*compared, ensemble],
+        "ensemble": {"size": 3, "val": {"0": 61.0}, "test": {"0": 62.0, "1": 64.0}},
+        "kept": {"test": kept_percent},
+    }
+
+
+def test_a_claim_that_does_not_hold_is_called_so() -> None:
+    lines = page.claims(numbers((2.1, 1.1, 3.0), 61.0)).splitlines()[2:]
+    assert [line.rsplit("|", 2)[1].strip() for line in lines] == [
+        "reached", "**not reached**", "**not reached**", "**not reached**", "reached", "reached",
+    ]  # fmt: skip
+    assert "+2.10 [+1.10, +3.00]" in lines[0]
+    for gain in ((1.9, 1.1, 3.0), (2.1, 0.9, 3.0)):
+        assert "**not reached**" in page.claims(numbers(gain, 61.0)).splitlines()[2]
+    assert "**not reached**" in page.claims(numbers((2.1, 1.1, 3.0), 59.9)).splitlines()[-1]
+
+
+def test_the_rows_stand_with_the_ensemble_behind_the_baseline() -> None:
+    lines = page.rows_table(numbers((2.1, 1.1, 3.0), 61.0)).splitlines()
+    assert lines[2].startswith("| baseline | 60.00 ± 1.00 | +0.00 [+0.00, +0.00] | 60.00 | +3.0 | +4.0 | 2 |")
+    assert lines[3].startswith("| an ensemble of 3 baselines | 63.00 | +2.00 [+1.00, +3.00] | 61.00 |")
+    assert lines[4].startswith("| psd |")
+
+
+def test_only_what_is_between_marks_is_made_anew(tmp_path: Path) -> None:
+    content = {
+        "words": ["a=2"],
+        "trials": [{"step": "s", "choice": "c", "words": ["a=2"], "val": {"0": 1}, "mean": 1}],
+    }
+    (tmp_path / "search-student.json").write_text(json.dumps(content))
+    text = "before\n<!-- search-student: by benchmarks.gain.page -->\nold\n<!-- end -->\nafter\n"
+    new = page.renewed(text, tmp_path)
+    assert new.startswith("before\n<!-- search-student: by benchmarks.gain.page -->\n| step |")
+    assert "| s | c | **1.00** | 1.00 |\n<!-- end -->\nafter\n" in new
+    assert page.renewed(new, tmp_path) == new
+
+
+def test_the_page_of_the_docs_is_what_its_numbers_make() -> None:
+    text = page.PAGE.read_text(encoding="utf-8")
+    assert page.renewed(text, page.NUMBERS) == text
+    assert {found["name"] for found in page.MARKED.finditer(text)} == set(page.BLOCKS)
