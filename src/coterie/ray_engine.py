@@ -178,6 +178,8 @@ def connect(address: str) -> None:
             host, port = address.rsplit(":", 1)
             socket.create_connection((host, int(port)), timeout=SECONDS_TO_CONNECT).close()
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **own)
+        # Ray prints a hundred lines of its log into the view for every node that dies, and has no setting
+        ray._private.worker.print_to_stdstream = lambda *_, **__: None
     except (ConnectionError, OSError, RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(
