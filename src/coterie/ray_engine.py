@@ -55,6 +55,8 @@ class RayEngine:
         self._started = False
 
     def prepare(self, factory: ModelFactory) -> None:
+        if self.config.processes > 1:
+            raise ConfigError("processes of 2 and more need engine=local, or torchrun: see docs/processes.md")
         from ray import cloudpickle
 
         try:
