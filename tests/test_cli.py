@@ -390,6 +390,16 @@ def test_bad_settings_are_one_message(
     assert not (table.parent.parent / "run").exists()
 
 
+def test_of_several_processes_one_says_what_is_wrong_with_their_settings(
+    coterie_command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    assert_refused(coterie_command("run", "train.epoch=2"), "there is no setting 'train.epoch'")
+    monkeypatch.setenv("RANK", "1")
+    assert coterie_command("run", "train.epoch=2") == Outcome(1, "", "")
+
+
 def test_a_corrupt_image_can_be_left_out(coterie_command: Command, table: Path) -> None:
     break_file(table)
     outcome = coterie_command(*run_words(table, table.parent.parent / "run", "data.on_corrupt=skip"))

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from coterie.config import TrainConfig
+from coterie.config import Config, TrainConfig
 from coterie.dispatch import CRASH_FILE, Message, Worker, dispatch, do_group
 from coterie.errors import RunError
 from coterie.progress import Bars
@@ -145,6 +145,7 @@ def test_a_group_sends_what_goes_wrong_as_words() -> None:
     class Broken:
         def __init__(self, error: Exception) -> None:
             self.error = error
+            self.config = Config()
 
         def train(self, *_: object) -> list[Training]:
             raise self.error

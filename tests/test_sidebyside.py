@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,19 +22,30 @@ from torch import Tensor, nn
 
 from coterie.api import fit
 from coterie.config import load_config
-from coterie.dispatch import CRASH_FILE, Worker
+from coterie.dispatch import CRASH_FILE
 from coterie.errors import ConfigError, RunError
 from coterie.pipeline import Run, run
-from coterie.progress import Bars
 from coterie.runfolder import RunFolder
-from coterie.sidebyside import _Process, send_or_end
-from tests.tiny import CLASS_NAMES, RUN_SETTINGS, RUN_WORDS, SIDE, Net, make_dataset, sized, write_table
+from coterie.sidebyside import _Member, _Processes, send_or_end
+from tests.tiny import (
+    CLASS_NAMES,
+    RUN_SETTINGS,
+    RUN_WORDS,
+    SIDE,
+    Net,
+    Steady,
+    make_dataset,
+    sized,
+    write_table,
+)
 
 TWO = ("baseline", "teachers/co-occurrence-0")
 
 
 class Failing(Net):
-    """A `Net` whose training on some classes alone is killed or raises: always, or until `mark` exists."""
+    """A `Net` whose training on some classes alone is killed or raises: always, or until `mark` exists. Of
+    several processes, in the last.
+    """
 
     def __init__(self, num_classes: int, how: str, mark: Path | None = None) -> None:
         super().__init__(num_classes)
@@ -40,7 +53,8 @@ class Failing(Net):
         self.mark = mark
 
     def forward(self, images: Tensor) -> Tensor:
-        fails = self.training and self.head.out_features < len(CLASS_NAMES)
+        is_last = int(os.environ.get("RANK", 0)) == int(os.environ.get("WORLD_SIZE", 1)) - 1
+        fails = self.training and self.head.out_features < len(CLASS_NAMES) and is_last
         if fails and not (self.mark and self.mark.exists()):
             if self.mark is not None:
                 self.mark.touch()
@@ -78,6 +92,44 @@ def test_trainings_side_by_side_give_the_weights_of_those_one_after_the_other(tm
     ]
     assert hashes[0] == hashes[1]
     assert "teachers/dis-occurrence-1: val mAP" in printed
+
+
+def test_two_processes_do_each_training_together_and_leave_the_files_of_one(tmp_path: Path) -> None:
+    # views that come again, so that the student's processes share what its teachers say of them
+    settings = {"student": {"views": 1}, "together": 3, "train": RUN_SETTINGS["train"] | {"batch_size": 5}}
+    made, printed = start(tmp_path / "run", Steady, jobs=1, processes=2, **settings)
+    alone, expected = start(tmp_path / "alone", Steady, jobs=1, **settings)
+    assert files_in(made.folder) == files_in(alone.folder)
+    assert saying(printed) == saying(expected)
+    for split, models in alone.metrics.items():
+        for model, metrics in models.items():
+            assert made.metrics[split][model]["mAP"] == pytest.approx(metrics["mAP"], abs=0.01)
+    # the number of processes is no other run: nothing is trained again
+    _, again = start(tmp_path / "run", Steady, jobs=1, **settings)
+    assert again.count("done before") == 6
+
+
+def saying(printed: str) -> list[str]:
+    """Which trainings and the like the lines are about; not which process has asked the teachers."""
+    about = [line.split(": ")[0] for line in printed.splitlines() if ": " in line]
+    return [what for what in about if what != "teachers"]
+
+
+def files_in(folder: Path) -> list[str]:
+    """The names of the files, without what hangs on the time or is a hash."""
+    names = {re.sub(r"/[0-9a-f]{16}/", "/", str(path.relative_to(folder))) for path in folder.rglob("*")}
+    return sorted(name for name in names if not re.search("[0-9a-f]{16}", name))
+
+
+def test_one_of_several_processes_that_dies_or_fails_ends_the_others_with_one_message(tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    made, printed = start(tmp_path / "run", partial(Failing, how="kill", mark=mark), TWO, jobs=1, processes=2)
+    assert [states(made.folder)[name] for name in TWO] == ["done", "done"]
+    assert printed.count("one of its 2 processes ended by SIGKILL, as it does when memory runs out") == 1
+    with pytest.raises(RunError, match="ZeroDivisionError: no such luck") as caught:
+        start(tmp_path / "failed", partial(Failing, how="raise"), TWO, jobs=1, processes=2)
+    assert str(caught.value).startswith("1 of 2 trainings failed")
+    assert str(caught.value).count("\n") == 1
 
 
 def test_a_process_that_dies_is_started_once_more(tmp_path: Path) -> None:
@@ -160,12 +212,13 @@ def test_a_process_killed_in_the_middle_of_a_message_is_one_that_died() -> None:
 
         def join(self) -> None: ...
 
-    worker: Any = object.__new__(_Process)
-    Worker.__init__(worker, ["a job"], Path(), Bars(Console()))  # type: ignore[list-item]
-    worker.connection, theirs = multiprocessing.Pipe(duplex=False)
-    worker._process = Killed()
-    theirs.send(("note", "long"))
-    with os.fdopen(os.dup(worker.connection.fileno()), "rb") as reading:
+    connection, theirs = multiprocessing.Pipe(duplex=False)
+    killed: Any = Killed()
+    worker: Any = object.__new__(_Processes)
+    worker.unfinished, worker.failure, worker.has_begun = ["a job"], "", True
+    worker._members, worker._stack = [_Member(killed, connection)], ExitStack()
+    theirs.send((0.0, ("note", "long")))
+    with os.fdopen(os.dup(connection.fileno()), "rb") as reading:
         whole = os.read(reading.fileno(), 1000)
     os.write(theirs.fileno(), whole[:-1])
     theirs.close()

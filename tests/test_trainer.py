@@ -279,7 +279,7 @@ def test_losses_are_read_every_so_many_steps_and_the_step_is_still_named(
     class Seldom(_Recent):
         def __init__(self, device: torch.device) -> None:
             super().__init__(device)
-            self._values = torch.zeros(every, 2)
+            self._values = torch.zeros(every, 3)
 
         def read(self) -> list[list[float]]:
             reads.append(self._count)

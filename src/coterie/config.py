@@ -546,6 +546,12 @@ class Config(Section):
         description="trainings at once with engine=local: on the CPU they share its threads, GPUs they take "
         "in turn",
     )
+    processes: int = Field(
+        1,
+        ge=1,
+        description="that do one training together, each with its part of every batch (data parallel): on "
+        "the CPU they share its threads, of GPUs each has its own",
+    )
     retries: int = Field(
         1, ge=0, description="how often a training whose process or node dies is started again"
     )
@@ -603,6 +609,15 @@ class Config(Section):
             raise ValueError(
                 "the baseline cannot start from itself: set teacher.start=baseline or student.start=baseline"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _an_image_for_each_process(self) -> Self:
+        for role in ROLES:
+            if (images := getattr(self, role).batch_size) < self.processes:
+                raise ValueError(
+                    f"{role}.batch_size={images} is less than an image for each of processes={self.processes}"
+                )
         return self
 
     @property

@@ -12,10 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from rich.console import Console
+
 from coterie.errors import CoterieError, RunError
 from coterie.files import atomic_write
 from coterie.progress import Bars, Progress
+from coterie.ranks import ALONE, Ranks, joined
 from coterie.runfolder import Training
+from coterie.trainer import Reporter, uses_cuda
 from coterie.training import Failed, Job, Workshop
 
 CRASH_FILE = "crash.txt"
@@ -28,11 +32,21 @@ W = TypeVar("W", bound="Worker")
 
 
 def do_group(
-    workshop: Workshop, jobs: Sequence[Job], manifest: Sequence[Training], device: int, send: Send
+    workshop: Workshop,
+    jobs: Sequence[Job],
+    manifest: Sequence[Training],
+    device: int,
+    send: Send,
+    ranks: Ranks = ALONE,
 ) -> None:
-    """Do a group of jobs in this process, and `send` how it goes: what a `Worker` takes in."""
-    with sending_failures(send):
-        for result in workshop.train(jobs, _Sender(send), manifest, device):
+    """Do a group of jobs in this process, and `send` how it goes: what a `Worker` takes in.
+
+    Each of the `ranks` that do the group together calls this, with the address of the first in its
+    environment. The first sends all of it, another only why it failed.
+    """
+    reporter: Reporter = _Sender(send) if ranks.is_first else Bars(Console(quiet=True))
+    with sending_failures(send), joined(ranks, uses_cuda(workshop.config)):
+        for result in workshop.train(jobs, reporter, manifest, device, ranks):
             send(("result", result))
 
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Protocol, Self
 
 from coterie.config import Config
+from coterie.errors import ConfigError
+from coterie.launched import LaunchedEngine
 from coterie.models.factory import ModelFactory
 from coterie.progress import Bars
+from coterie.ranks import ranks_in
 from coterie.runfolder import Training
 from coterie.sidebyside import prepare_processes, train_side_by_side
+from coterie.trainer import check_devices
 from coterie.training import Failed, Job, Workshop, grouped
 
 
@@ -38,33 +43,37 @@ class Engine(Protocol):
 
 
 def make_engine(config: Config) -> Engine:
-    """The engine that `config.engine` names."""
+    """The engine that `config.engine` names, or that of the processes that have been started already."""
+    ranks = ranks_in(os.environ)
     if config.engine == "ray":
+        if ranks.are_several:
+            raise ConfigError("engine=ray starts its processes itself; start the run without torchrun")
         from coterie.ray_engine import RayEngine
 
         return RayEngine(config)
-    return LocalEngine(config)
+    return LaunchedEngine(config, ranks) if ranks.are_several else LocalEngine(config)
 
 
 class LocalEngine:
-    """Trainings on the devices of this machine: in this process one after the other, or with `jobs` of 2 and
-    more in processes of their own.
+    """Trainings on the devices of this machine: in this process one after the other, or with `jobs` or
+    `processes` of 2 and more in processes of their own.
     """
 
     def __init__(self, config: Config) -> None:
         self.config = config
 
     def prepare(self, factory: ModelFactory) -> None:
-        if self.config.jobs > 1:
+        check_devices(self.config)
+        if self.config.jobs > 1 or self.config.processes > 1:
             prepare_processes(factory)
 
     def train(
         self, workshop: Workshop, jobs: Sequence[Job], manifest: Sequence[Training], bars: Bars
     ) -> Iterator[Training | Failed]:
         groups = grouped(jobs, self.config.together, self.config.jobs)
-        processes = min(self.config.jobs, len(groups))
-        if processes > 1:
-            yield from train_side_by_side(workshop, groups, manifest, processes, bars)
+        at_once = max(1, min(self.config.jobs, len(groups)))
+        if at_once > 1 or self.config.processes > 1:
+            yield from train_side_by_side(workshop, groups, manifest, at_once, bars)
             return
         for group in groups:
             yield from workshop.train(group, bars, manifest)

@@ -37,6 +37,10 @@ class RunError(CoterieError):
     """A run folder that cannot be used, or a training that cannot go on."""
 
 
+class Diverged(RunError):
+    """A training whose loss, gradient, weights or logits are no longer finite."""
+
+
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
     """`"; did you mean 'x'?"` for the choice nearest to `name`, or `""` where none is near."""
     near = difflib.get_close_matches(name, list(choices), n=1, cutoff=0.6)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from coterie.data.loading import Batch
-from coterie.errors import RunError
+from coterie.errors import Diverged, RunError
 from coterie.scalars import ScalarLog
 from coterie.trainer import EpochWatcher, Prepared, Progressed, Trainer, prepare
 
@@ -53,7 +53,11 @@ def train_together(members: Sequence[Member]) -> Iterator[tuple[Member, RunError
     # also for one alone: features that a wrapped task is given are rounded to the precision of the run
     shares_frozen = len(parts := {_frozen_part(member) for member in active}) == 1 and None not in parts
     with ExitStack() as stack:
-        logs = {member: stack.enter_context(closing(_scalars(member.trainer))) for member in active}
+        logs = {
+            member: stack.enter_context(closing(_scalars(member.trainer)))
+            for member in active
+            if member.trainer.ranks.is_first
+        }
         while active:
             epoch = min(member.trainer.state.epoch for member in active)
             group = [member for member in active if member.trainer.state.epoch == epoch]
@@ -94,16 +98,16 @@ def _train_epoch(
             try:
                 member.trainer.step(prepared, number, loading)
             except RunError as error:
-                stopped[member] = error
+                stopped[member] = _seen_by_all(error, member)
         if not (left := without_stopped()):
             return stopped
         asked = time.monotonic()
     logits, targets = _validated(left, stopped)
     for member in without_stopped():
         try:
-            line = member.trainer.finish_epoch(torch.cat(logits[member]), targets, logs[member])
+            line = member.trainer.finish_epoch(torch.cat(logits[member]), targets, logs.get(member))
         except RunError as error:
-            stopped[member] = error
+            stopped[member] = _seen_by_all(error, member)
         else:
             if member.watcher is not None:
                 member.watcher.epoch_done(line)
@@ -127,8 +131,15 @@ def _validated(
                 try:
                     logits[member].append(member.trainer.validate(prepared))
                 except RunError as error:
-                    stopped[member] = error
+                    stopped[member] = _seen_by_all(error, member)
     return logits, torch.cat(targets)
+
+
+def _seen_by_all(error: RunError, member: Member) -> RunError:
+    """The error; raised where other processes of the training do not see it, and would wait for this one."""
+    if member.trainer.ranks.are_several and not isinstance(error, Diverged):
+        raise error
+    return error
 
 
 def _prepared(trainer: Trainer, batch: Batch, shares_frozen: bool = False) -> Prepared:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 from rich.console import Console
@@ -22,12 +23,14 @@ from coterie.evaluation import Results, left_out_notes, results_table
 from coterie.features import check_features
 from coterie.files import atomic_write, content_hash
 from coterie.labels import Partition
+from coterie.launched import as_one_of, dismiss, follow
 from coterie.mirror import make_mirror, run_key
 from coterie.models.factory import ModelBuilder, make_factory
 from coterie.predictor import Predictor
 from coterie.preflight import check_frozen, check_space, checked_images, describe_start, tried_model
 from coterie.preparation import diagnose_partitions, make_partitions, prepare_data
 from coterie.progress import say
+from coterie.ranks import ranks_in
 from coterie.rundata import keep_data
 from coterie.runfolder import Inputs, RunFolder, Training, read_keyed
 from coterie.stages import Stages
@@ -83,10 +86,35 @@ def run(
     `models`: measure those of these names, such as ("baseline", "CGP teachers"). `store`: a folder of
     finished trainings; what it has is taken from there, and what is trained is put there. `checked`: what
     another run found when it read every image of these data.
+    Where torchrun or the like has started several processes, each calls this, and has the run in the end.
     Raises a CoterieError before any training where settings, data or weights do not fit, and in the middle
     where the disk is full; what was trained is kept then.
     """
+    ranks = ranks_in(os.environ)
     console = console or Console(quiet=True)
+    lead = partial(_run, config, console, dataset, builder, update, only, models, store, checked)
+    if not ranks.are_several:
+        return lead()
+    with as_one_of(ranks, config):
+        if ranks.is_first:
+            made = lead()
+            dismiss((made.metrics, made.leaning))
+            return made
+        metrics, leaning = follow(config, ranks, builder)
+        return Run(config.run_folder(), config, metrics, builder, leaning)
+
+
+def _run(
+    config: Config,
+    console: Console,
+    dataset: MultiLabelDataset | None,
+    builder: ModelBuilder | None,
+    update: bool,
+    only: Sequence[str] | None,
+    models: Collection[str] | None,
+    store: Path | None,
+    checked: Inputs | None,
+) -> Run:
     folder = RunFolder(config.run_folder())
     fabric = make_fabric(config)
     factory = make_factory(config.model, builder)

@@ -55,6 +55,8 @@ class RayEngine:
         self._started = False
 
     def prepare(self, factory: ModelFactory) -> None:
+        if self.config.processes > 1:
+            raise ConfigError("processes of 2 and more need engine=local, or torchrun: see docs/processes.md")
         from ray import cloudpickle
 
         try:
@@ -178,6 +180,8 @@ def connect(address: str) -> None:
             host, port = address.rsplit(":", 1)
             socket.create_connection((host, int(port)), timeout=SECONDS_TO_CONNECT).close()
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **own)
+        # Ray prints a hundred lines of its log into the view for every node that dies, and has no setting
+        ray._private.worker.print_to_stdstream = lambda *_, **__: None
     except (ConnectionError, OSError, RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(

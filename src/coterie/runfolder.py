@@ -28,7 +28,7 @@ INDIFFERENT = (
     "data.webdataset.index",
     *("data.cache_gb", "data.disk_cache_gb", "model.weights", "model.word_vectors", "cache_dir"),
     *("resume.minutes", "resume.steps"),
-    *("engine", "retries", "ray.address", "ray.cpus", "ray.gpus", "ray.work_dir", "storage"),
+    *("engine", "processes", "retries", "ray.address", "ray.cpus", "ray.gpus", "ray.work_dir", "storage"),
 )
 
 

@@ -75,7 +75,7 @@ class Stages:
         self.engine = engine
         self.store = store
         self.mirror = mirror
-        shared = config.data.workers > 0 or config.jobs > 1
+        shared = config.data.workers > 0 or config.jobs > 1 or config.processes > 1
         stored = self._stored_pixels()
         self._pixels_are_stored = False
         self.images = ResizedImages(dataset, factory.preprocessing, config.data.cache_gb, shared, stored)

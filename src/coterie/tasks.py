@@ -5,6 +5,7 @@ plain.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 
 import torch
@@ -20,15 +21,18 @@ from coterie.losses import (
     squared_error,
 )
 from coterie.models.cut import Cut
+from coterie.models.shared_norm import SharedBatchNorm
 
 
 class Task(nn.Module):
     """What all tasks have: the `model`, the `columns` of the full label set that it answers for, and where it
-    is `cut` if a part of it is frozen. It `needs_images` where features of that part are not enough.
+    is `cut` if a part of it is frozen. It `needs_images` where features of that part are not enough, and
+    `shares_batches` where other processes have the rest of each batch.
     """
 
     cut: Cut | None = None
     needs_images: bool = False
+    shares_batches: bool = False
 
     def __init__(self, model: nn.Module, columns: list[int]) -> None:
         super().__init__()
@@ -37,10 +41,11 @@ class Task(nn.Module):
 
     def answer(self, images: Tensor, are_features: bool) -> Tensor:
         """The model's logits of images, or of the features of its frozen part."""
-        if self.cut is None:
-            logits: Tensor = self.model(images)
-            return logits
-        return self.cut.upper(images if are_features else self.cut.lower(images))
+        with SharedBatchNorm() if self.shares_batches else nullcontext():
+            if self.cut is None:
+                logits: Tensor = self.model(images)
+                return logits
+            return self.cut.upper(images if are_features else self.cut.lower(images))
 
 
 class ClassificationTask(Task):

@@ -16,8 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.strategies.ddp import DDPStrategy
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
@@ -26,10 +28,11 @@ from torch.optim.optimizer import Optimizer
 from coterie.config import Config, ResumeConfig, TrainConfig
 from coterie.data.loading import Batch, Batches
 from coterie.data.transforms import Preprocessing
-from coterie.errors import ConfigError, RunError, shortened
+from coterie.errors import ConfigError, Diverged, RunError, shortened
 from coterie.files import atomic_write
 from coterie.metrics import average_precision
 from coterie.models.cut import Cut
+from coterie.ranks import ALONE, Ranks, RanksEnvironment, gathered, leave_out, summed
 from coterie.scalars import ScalarLog
 from coterie.seeding import seed_everything
 from coterie.states import DIVERGED_FILE, States
@@ -97,10 +100,11 @@ class Progressed:
         return steps
 
 
-def make_fabric(config: Config, index: int = 0) -> Fabric:
+def make_fabric(config: Config, index: int = 0, ranks: Ranks = ALONE) -> Fabric:
     """One device in the precision of the config; ConfigError where the device is not there.
 
-    `index` counts on over the GPUs: trainings side by side each take one in turn.
+    `index` counts on over the GPUs: trainings side by side each take one in turn, and each of the `ranks`
+    that do a training together, which must have joined by then.
     """
     accelerator = "auto" if config.device == "auto" else config.device
     if accelerator == "cuda" and not torch.cuda.is_available():
@@ -111,8 +115,38 @@ def make_fabric(config: Config, index: int = 0) -> Fabric:
     if config.precision == "fp16" and on_cpu:
         raise ConfigError("precision=fp16 needs a GPU; use bf16 or fp32 on the CPU")
     gpus = 0 if on_cpu else torch.cuda.device_count()
-    devices = [index % gpus] if gpus > 1 else 1
-    return Fabric(accelerator=accelerator, devices=devices, precision=PRECISIONS[config.precision])  # type: ignore[arg-type]
+    devices = [(index * ranks.size + ranks.local) % gpus] if gpus > 1 else 1
+    several: dict[str, Any] = {}
+    if ranks.are_several:
+        # a head on the feature map may leave parameters of the backbone unused, but always the same ones
+        strategy = DDPStrategy(static_graph=True, gradient_as_bucket_view=True)
+        several = {"strategy": strategy, "num_nodes": ranks.size, "plugins": [RanksEnvironment(ranks)]}
+    fabric = Fabric(
+        accelerator=accelerator,
+        devices=devices,
+        precision=PRECISIONS[config.precision],  # type: ignore[arg-type]
+        **several,
+    )
+    fabric.launch()
+    return fabric
+
+
+def uses_cuda(config: Config) -> bool:
+    """Whether trainings run on NVIDIA's or AMD's GPUs."""
+    return config.device in ("auto", "cuda") and torch.cuda.is_available()
+
+
+def check_devices(config: Config) -> None:
+    """ConfigError where the `processes` that do a training together have not each a device of their own."""
+    if config.processes == 1:
+        return
+    on_cpu = config.device == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
+    gpus = torch.cuda.device_count() if uses_cuda(config) else 0
+    if not on_cpu and gpus < config.processes:
+        raise ConfigError(
+            f"processes={config.processes} need as many CUDA devices, and there are {gpus} here; set fewer, "
+            "or device=cpu"
+        )
 
 
 @dataclass(frozen=True)
@@ -171,26 +205,28 @@ class _Epoch:
 
 
 class _Recent:
-    """Losses and norms of the gradient since they were last read: they stay on the device until then."""
+    """Losses and norms of the gradient since they were last read, and whether the state is to be kept: they
+    stay on the device until then.
+    """
 
     def __init__(self, device: torch.device) -> None:
         # on the CPU a number is there when it is computed
         size = 1 if device.type == "cpu" else STEPS_BETWEEN_READS
-        self._values = torch.zeros(size, 2, device=device)
+        self._values = torch.zeros(size, 3, device=device)
         self._count = 0
 
     @property
     def are_full(self) -> bool:
         return self._count == len(self._values)
 
-    def add(self, loss: Tensor, norm: Tensor | None) -> None:
+    def add(self, loss: Tensor, norm: Tensor | None, keep: Tensor | float) -> None:
         self._values[self._count, 0] = loss.detach()
-        if norm is not None:
-            self._values[self._count, 1] = norm
+        self._values[self._count, 1] = 0 if norm is None else norm
+        self._values[self._count, 2] = keep
         self._count += 1
 
     def read(self) -> list[list[float]]:
-        """[loss, norm] of each step; the norm is 0 where there is none."""
+        """[loss, norm, keep] of each step; the norm is 0 where there is none."""
         values: list[list[float]] = self._values[: self._count].tolist()
         self._count = 0
         return values
@@ -202,6 +238,9 @@ class Trainer:
     After each epoch, and within it as `resume` says, the whole state is kept in `folder`; one with the same
     `key` is taken up again, so that the result does not depend on when and how often it was stopped. `note`
     is told of a state that is damaged.
+
+    Where `fabric` is one of several processes, each takes the same step on its part of the batch, and the
+    first alone has files: all hold the same weights, averages and numbers.
     """
 
     def __init__(
@@ -224,6 +263,7 @@ class Trainer:
         self.fabric = fabric
         self.folder = folder
         self.seed = seed
+        self.ranks = Ranks(fabric.global_rank, fabric.world_size)
         self.resume = resume or ResumeConfig()
         self.memory_format = memory_layout(channels_last)
         task.to(memory_format=self.memory_format)
@@ -238,6 +278,9 @@ class Trainer:
             Cut(task.model, settings.frozen).freeze()
         # a scaler of gradients (fp16) and their clipping do not go together with a fused step
         fused = getattr(fabric.strategy.precision, "scaler", None) is None
+        if self.ranks.are_several:
+            task.shares_batches = True
+            leave_out(task, "teachers")
         self.wrapped, self.optimizer = fabric.setup(task, make_optimizer(task.model, settings, fused))
         if self.averaged is not None:
             self.averaged.to(fabric.device)
@@ -270,20 +313,24 @@ class Trainer:
         """
         start = time.monotonic()
         epoch = self.state.epoch
-        # dropout and the like: from the step, not from what ran before it
-        seed_everything(self.seed, "training", epoch, number)
+        images = self.data.training.sampler.batch_size
+        # dropout and the like: from the step, not from what ran before it; of other images, others
+        own = () if self.ranks.is_first else ("rank", self.ranks.rank)
+        seed_everything(self.seed, "training", epoch, number, *own)
         self._epoch.rate = self.optimizer.param_groups[0]["lr"]
         with self._fitting():
-            outputs, norm = optimize(self.wrapped, self.optimizer, self.fabric, batch.inputs, self.settings)
+            outputs, norm = optimize(
+                self.wrapped, self.optimizer, self.fabric, batch.inputs, self.settings, images
+            )
         self.scheduler.step()
         if self.averaged is not None:
             self.averaged.update(self.task.model, epoch * len(self.data.training) + number + 1)
-        self._epoch.add(outputs, len(batch), time.monotonic() - start + loading)
+        losses, keep = self._of_all(outputs, len(batch) / images)
+        self._epoch.add(losses, images, time.monotonic() - start + loading)
         # a scaler of gradients skips the steps whose gradient is not finite
-        self._recent.add(outputs["loss"], None if self._scales else norm)
-        if self._recent.are_full:
-            self._check()
-        if self._is_time_to_keep():
+        self._recent.add(losses["loss"], None if self._scales else norm, keep)
+        is_time = self._recent.are_full and self._check()
+        if is_time or self._are_steps_to_keep():
             self._check()
             self._check_weights()
             self._keep()
@@ -300,29 +347,64 @@ class Trainer:
                 logits = cut.upper(images if batch.are_features else cut.lower(images))
         return logits.float().cpu()
 
-    def finish_epoch(self, logits: Tensor, targets: Tensor, scalars: ScalarLog) -> dict[str, Any]:
-        """Measure the epoch by the validation's logits [N, C] and targets, and keep the state: the epoch's
-        line of the log.
+    def finish_epoch(self, logits: Tensor, targets: Tensor, scalars: ScalarLog | None) -> dict[str, Any]:
+        """Measure the epoch by the validation's logits [N, C] and targets, those of this process where there
+        are several, and keep the state: the epoch's line of the log.
 
         Raises RunError when the loss or the logits are no longer finite; the last sound state is kept then.
         """
         self._check()
         self._check_weights()
-        trained = self._epoch.means()
-        if not logits.isfinite().all():
+        line = self.fabric.broadcast(self._line(self._in_order(logits), self._in_order(targets)))
+        if line is None:
             raise self._diverged("validation of {} gives logits that are not finite", self._epoch.steps - 1)
-        map_ = mean_average_precision(logits, targets[:, self.task.columns])
-        line: dict[str, Any] = {"epoch": self.state.epoch + 1, **trained, "val_mAP": map_}
         self._take_if_best(line)
         self.state.history.append(line)
         self.state.epoch += 1
         self._epoch = _Epoch(None)
-        # before the state: a training that is over when it is taken up logs no more
-        atomic_write(self.folder / LOG_FILE, "".join(json.dumps(line) + "\n" for line in self.state.history))
+        if self.ranks.is_first:
+            # before the state: a training that is over when it is taken up logs no more
+            lines = [json.dumps(line) + "\n" for line in self.state.history]
+            atomic_write(self.folder / LOG_FILE, "".join(lines))
         self._keep()
         numbers = {name: value for name, value in line.items() if name != "epoch" and value is not None}
-        scalars.add(line["epoch"], numbers)
+        if scalars is not None:
+            scalars.add(line["epoch"], numbers)
         return line
+
+    def _of_all(self, outputs: dict[str, Tensor], share: float) -> tuple[dict[str, Tensor], Tensor | float]:
+        """The parts of the loss, means over the images of all processes, of which this one has a `share`; and
+        whether it is time to keep the state, by the clock of the first.
+        """
+        losses = {name: value.detach() for name, value in outputs.items() if value.ndim == 0}
+        keep = float(self._are_minutes_to_keep())
+        if not self.ranks.are_several:
+            return losses, keep
+        own = [value * share for value in losses.values()]
+        flag = own[0].new_tensor(keep if self.ranks.is_first else 0.0)
+        *means, asked = summed(torch.stack([*own, flag]), self.ranks)
+        return dict(zip(losses, means, strict=True)), asked
+
+    def _in_order(self, rows: Tensor) -> Tensor:
+        """What the processes have of the validation images, `rows` [n, ...] here, together in their order, on
+        the first of them.
+        """
+        if not self.ranks.are_several:
+            return rows
+        sampler = self.data.validation.sampler
+        shares = sampler.shares()
+        joined = gathered(rows, [len(share) for share in shares], self.ranks)
+        if self.ranks.is_first:
+            order = sampler.rows(torch.from_numpy(np.concatenate(shares)))
+            joined = joined[np.argsort(order)]
+        return joined
+
+    def _line(self, logits: Tensor, targets: Tensor) -> dict[str, Any] | None:
+        """The epoch's line of the log, by the first of the processes; None where a logit is not finite."""
+        if not self.ranks.is_first or not logits.isfinite().all():
+            return None
+        map_ = mean_average_precision(logits, targets[:, self.task.columns])
+        return {"epoch": self.state.epoch + 1, **self._epoch.means(), "val_mAP": map_}
 
     @contextmanager
     def _fitting(self) -> Iterator[None]:
@@ -334,24 +416,27 @@ class Trainer:
                 f"train.batch_size (now {self.settings.batch_size}), model.image_size or together"
             ) from None
 
-    def _check(self) -> None:
-        """Read the losses since the last check; RunError where one is not finite."""
+    def _check(self) -> bool:
+        """Read the losses since the last check; Diverged where one is not finite. Whether it has become time
+        to keep the state.
+        """
         values = self._recent.read()
         first = self._epoch.steps - len(values)
-        for number, (loss, norm) in enumerate(values, first):
+        for number, (loss, norm, _) in enumerate(values, first):
             if not math.isfinite(loss):
                 raise self._diverged(f"loss of {{}} is {loss}", number)
             self._losses.append(loss)
             if not math.isfinite(norm):
                 raise self._diverged(f"gradient of {{}} is {norm}", number)
+        return any(keep for _, _, keep in values)
 
     def _check_weights(self) -> None:
-        """RunError where weights are not finite; one wait for the device."""
+        """Diverged where weights are not finite; one wait for the device."""
         finite = [parameter.isfinite().all() for parameter in self.task.model.parameters()]
         if not torch.stack(finite).all():
             raise self._diverged("weights of {} are not finite", self._epoch.steps - 1)
 
-    def _diverged(self, what: str, number: int) -> RunError:
+    def _diverged(self, what: str, number: int) -> Diverged:
         """What to say of a training that is lost since step `number` of the epoch; all of it in a file."""
         state, settings, path = self.state, self.settings, self.folder / DIVERGED_FILE
         sampler = self.data.training.sampler
@@ -359,11 +444,12 @@ class Trainer:
         what, losses = what.format(self.folder.name), list(self._losses)
         place = {"epoch": state.epoch + 1, "step": number + 1, "lr": self._epoch.rate}
         content = {"what": what, **place, "last finite losses": losses, "images": images}
-        atomic_write(path, json.dumps(content, indent=1, ensure_ascii=False))
+        if self.ranks.is_first:
+            atomic_write(path, json.dumps(content, indent=1, ensure_ascii=False))
         before = f"the last finite losses are {', '.join(f'{loss:.4g}' for loss in losses)}" if losses else ""
         kept = f"epoch {state.epoch + 1}, step {state.step}" if state.step else f"epoch {state.epoch}"
         kept = f"{kept} is kept in {self.folder}" if state.epoch or state.step else "no step before is kept"
-        return RunError(
+        return Diverged(
             f"the {what} in epoch {state.epoch + 1} of {settings.epochs}, at step {number + 1} of "
             f"{len(sampler)}, with the images {shortened(images, 3)} ({path} has all); "
             f"{f'{before}; ' if before else ''}{kept}. {self._remedy()}, and start again with --update"
@@ -402,10 +488,11 @@ class Trainer:
         }
         return {name: part for name, part in parts.items() if part is not None}
 
-    def _is_time_to_keep(self) -> bool:
-        step, minutes = self._epoch.steps, self.resume.minutes
-        if self.resume.steps is not None and step - self._kept_at_step >= self.resume.steps:
-            return True
+    def _are_steps_to_keep(self) -> bool:
+        return self.resume.steps is not None and self._epoch.steps - self._kept_at_step >= self.resume.steps
+
+    def _are_minutes_to_keep(self) -> bool:
+        minutes = self.resume.minutes
         return minutes is not None and time.monotonic() - self._kept_at >= 60 * minutes
 
     def _remember_when_kept(self) -> None:
@@ -414,16 +501,17 @@ class Trainer:
     def _keep(self) -> None:
         state = self.state
         state.losses, state.within = list(self._losses), self._epoch.within()
-        parts = {name: part.state_dict() for name, part in self._parts().items()}
-        done = state.epoch * len(self.data.training) + state.step
-        self._states.keep(done, {"parts": parts, "progress": vars(state)})
+        if self.ranks.is_first:
+            parts = {name: part.state_dict() for name, part in self._parts().items()}
+            done = state.epoch * len(self.data.training) + state.step
+            self._states.keep(done, {"parts": parts, "progress": vars(state)})
         self._remember_when_kept()
 
     def _take_up(self) -> Progressed:
         """The state kept in the folder, a fresh one where there is none for this key; RunError where it is of
         another model or optimiser than the key says.
         """
-        content = self._states.newest()
+        content = self.fabric.broadcast(self._states.newest() if self.ranks.is_first else None)
         if content is None:
             return Progressed(0, 0, None, best_weights={}, history=[], losses=[], within={})
         parts = self._parts()
@@ -447,14 +535,19 @@ def optimize(
     fabric: Fabric,
     inputs: Sequence[Any],
     settings: TrainConfig,
+    images: int | None = None,
 ) -> tuple[dict[str, Tensor], Tensor | None]:
     """One step of `optimizer` on the loss of `task`, both set up by `fabric`: what the task gave for the
     batch `inputs`, images first, and the norm of the gradient where it is clipped.
+
+    `images`: of the batch in all processes that `fabric` is one of; by default those in `inputs`.
     """
     outputs = task(*inputs)
     optimizer.zero_grad(set_to_none=True)
-    # every loss is a mean over images; the log has it so either way
-    scale = len(inputs[0]) if settings.reduction == "sum" else 1
+    # every loss is a mean over images; the log has it so either way. Of several processes, the mean of their
+    # gradients is taken, whatever their parts of the batch are.
+    all_images = len(inputs[0]) if images is None else images
+    scale = fabric.world_size * len(inputs[0]) / (1 if settings.reduction == "sum" else all_images)
     fabric.backward(outputs["loss"] * scale)
     norm = None
     if settings.grad_clip is not None:

@@ -16,7 +16,7 @@ from coterie.data.dataset import MultiLabelDataset
 from coterie.data.loading import Batches, EpochSampler, ImageBatches, ResizedImages, Views, plain_batches
 from coterie.data.order import training_order
 from coterie.data.transforms import make_augmentation
-from coterie.errors import CheckpointError, ConfigError, RunError
+from coterie.errors import CheckpointError, ConfigError, RunError, counted
 from coterie.evaluation import EVALUATION_BATCH
 from coterie.features import Features
 from coterie.lockstep import Member, train_together
@@ -25,6 +25,7 @@ from coterie.models.cut import Cut
 from coterie.models.factory import ModelFactory
 from coterie.models.inherit import inherit_weights
 from coterie.preparation import teacher_weights
+from coterie.ranks import ALONE, Ranks, wait_for_all
 from coterie.runfolder import Training, reset
 from coterie.seeding import derive_seed
 from coterie.states import remove_states
@@ -78,22 +79,32 @@ class Workshop:
     mirror: Mirror | None = None
 
     def train(
-        self, jobs: Sequence[Job], reporter: Reporter, manifest: Sequence[Training] = (), device: int = 0
+        self,
+        jobs: Sequence[Job],
+        reporter: Reporter,
+        manifest: Sequence[Training] = (),
+        device: int = 0,
+        ranks: Ranks = ALONE,
     ) -> Iterator[Training | Failed]:
         """Train a group of `jobs` on the same batches, from their last states on, and leave their
         checkpoints: the manifest's new entries, each as soon as it is finished.
 
         `manifest`: all trainings of the run, for those that start from others or learn from them. `device`:
         which of several GPUs. With a `mirror`, what another machine has kept is taken up from there, and put
-        there after every epoch.
+        there after every epoch. All of the `ranks` that do the group together call this; the first alone
+        leaves files and entries.
         """
         if self.mirror is not None:
-            self._fetch(jobs, manifest, self.mirror)
-            reporter = Keeping(self.mirror, {job.training.name: job.key for job in jobs}, reporter)
-        group = _Group(self, jobs, reporter, manifest, device)
+            if ranks.is_first:
+                self._fetch(jobs, manifest, self.mirror)
+                reporter = Keeping(self.mirror, {job.training.name: job.key for job in jobs}, reporter)
+            wait_for_all(ranks)
+        group = _Group(self, jobs, reporter, manifest, device, ranks)
         with group.watched() as members:
             for member, error in train_together(list(members)):
                 job = members[member]
+                if not ranks.is_first:
+                    continue
                 if error is not None:
                     yield job.training, error
                     continue
@@ -178,14 +189,16 @@ class _Group:
         reporter: Reporter,
         manifest: Sequence[Training],
         device: int,
+        ranks: Ranks,
     ) -> None:
         self.workshop = workshop
+        self.ranks = ranks
         self.config, self.dataset = workshop.config, workshop.dataset
         self.settings = jobs[0].settings  # what makes the batches is the same in all
         self.is_student = jobs[0].training.name == STUDENT
         self.reporter = reporter
         self.manifest = manifest
-        self.fabric = make_fabric(self.config, device)
+        self.fabric = make_fabric(self.config, device, ranks)
         models = [self._model(job) for job in jobs]
         data, teachers = self._data(self._frozen_part(models))
         self.trainers = {}
@@ -194,7 +207,7 @@ class _Group:
                 self._task(job, model, teachers),
                 data,
                 job.settings,
-                make_fabric(self.config, device),  # of its own: a scaler of gradients has a state
+                make_fabric(self.config, device, ranks),  # of its own: a scaler of gradients has a state
                 workshop.folder / job.training.name,
                 key=job.key,
                 seed=self._seed(job.training),
@@ -264,9 +277,17 @@ class _Group:
                 images.dataset, train, derive_seed(order, role), shards.window, shards.block
             ),
             views=settings.views,
+            ranks=self.ranks,
         )
         training: Batches = ImageBatches(views, sampler, workers)
-        validation = plain_batches(images, indices("val"), EVALUATION_BATCH, workers)
+        batch = EVALUATION_BATCH * self.ranks.size
+        validation = plain_batches(images, indices("val"), batch, workers, self.ranks)
+        for what, batches in (("batch", training), ("validation", validation)):
+            if batches.sampler.batch_size < self.ranks.size:
+                raise ConfigError(
+                    f"a {what} of {counted(batches.sampler.batch_size, 'image')} cannot be shared by "
+                    f"{self.ranks.size} processes; set fewer processes"
+                )
         if frozen_part is not None:
             features = Features(
                 config, self.workshop.folder, images, self.fabric, self.workshop.fingerprint, frozen_part

@@ -48,6 +48,7 @@ from coterie.report.reading import read_run
 from coterie.runfolder import RunFolder
 from coterie.sources import find_pictures
 from coterie.store import Store
+from tests.fuzzing import kept
 from tests.layouts import picture_bytes, write_coco, write_json, write_nuswide, write_tar, write_voc
 from tests.tiny import RUN_WORDS, write_table
 
@@ -407,6 +408,12 @@ TARGETS: dict[str, Target] = {
     "partition": Target(_make_partition, lambda folder: Partition.load(folder / "co.json")),
     "run": Target(_make_run, _read_run, "**/*.[jyn][sapo]*"),
     "store": Target(_make_store, _read_store, "**/*.json"),
+    "state": Target(kept.make_state, kept.read_state, "**/state-*.pt", mend=kept.mend_state),
+    "arrays": Target(kept.make_arrays, kept.read_arrays, "*/*.bin", mend=kept.mend_arrays),
+    "index": Target(kept.make_index, kept.read_index, "index/**/*.*", mend=kept.mend_index),
+    "storage": Target(
+        lambda folder: kept.make_storage(folder, finished_folder()), kept.read_storage, "storage/**/*"
+    ),
     "word-vectors": Target(_make_words, _read_word_vectors),
     "class-mapping": Target(_make_mapping, _read_mapping),
     "class-names": Target(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from coterie.errors import ConfigError, RunError, repeated
 from coterie.files import atomic_write
 from coterie.models.factory import ModelBuilder
 from coterie.preparation import prepare_data
+from coterie.ranks import ranks_in
 from coterie.runfolder import RunFolder, relevant_changes
 from coterie.store import Store
 from coterie.trainer import make_fabric
@@ -52,6 +54,8 @@ def ablate(
     The same call goes on where a stopped one was. What fails is kept in the result, and the rest goes on.
     Raises a CoterieError before any training where rows, settings or data do not fit.
     """
+    if ranks_in(os.environ).are_several:
+        raise ConfigError("an ablation starts its processes itself: set processes=N, without torchrun")
     console = console or Console(quiet=True)
     seeds = tuple(seeds if seeds is not None else range(config.seed, config.seed + SEEDS))
     if twice := repeated(map(str, seeds)):

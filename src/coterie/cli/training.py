@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +11,7 @@ import typer
 from rich.console import Console
 
 from coterie.cli.app import ListsOfValues, SettingWords, app
+from coterie.errors import ConfigError
 
 
 @app.command(name="run", cls=ListsOfValues)
@@ -42,9 +45,16 @@ def run_command(
     Given again, the same command goes on with a run that was stopped.
     """
     from coterie.config import load_config
+
+    try:
+        config = load_config(words or ())
+    except ConfigError:
+        if os.environ.get("WORLD_SIZE", "1") != "1" and os.environ.get("RANK", "0") != "0":
+            sys.exit(1)  # of several processes that were started with these words, the first says it
+        raise
     from coterie.pipeline import run
 
-    run(load_config(words or ()), update=update, only=only, store=store, console=Console())
+    run(config, update=update, only=only, store=store, console=Console())
 
 
 @app.command(cls=ListsOfValues)

@@ -21,6 +21,7 @@ from coterie.data.order import AsTheyAre, Order, Shuffled
 from coterie.data.pixels import PixelStore
 from coterie.data.transforms import Preprocessing, to_pixels
 from coterie.errors import CoterieError
+from coterie.ranks import ALONE, Ranks
 from coterie.seeding import seeded
 
 ViewKey = tuple[int, int]  # (number of the view, position of the image in the dataset)
@@ -132,7 +133,8 @@ class EpochSampler(Sampler[list[ViewKey]]):
     leaves a short last batch out.
 
     `order`: by default that of the indices, or shuffled by the seed. `views`: how many views of an image
-    there are, that the epochs take in turn; None for one in each epoch.
+    there are, that the epochs take in turn; None for one in each epoch. `ranks`: the processes that share
+    each batch, of which this one has its part.
     """
 
     def __init__(
@@ -144,6 +146,7 @@ class EpochSampler(Sampler[list[ViewKey]]):
         seed: int = 0,
         order: Order | None = None,
         views: int | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.indices = indices
         self.batch_size = min(batch_size, len(indices))
@@ -152,6 +155,7 @@ class EpochSampler(Sampler[list[ViewKey]]):
             order = Shuffled(indices, seed) if shuffle else AsTheyAre(indices)
         self.order = order
         self.views = views
+        self.ranks = ranks
         self.epoch = 0
         self.first = 0
 
@@ -168,7 +172,9 @@ class EpochSampler(Sampler[list[ViewKey]]):
         return full if self.shuffle or rest == 0 else full + 1
 
     def batches(self, epoch: int, first: int = 0) -> Iterator[npt.NDArray[np.int64]]:
-        """The positions in the dataset of each batch of an epoch, from the `first` on."""
+        """The positions in the dataset of each batch of an epoch, from the `first` on, of all processes
+        together.
+        """
         rest = self.indices[:0]
         left = len(self) - first
         for part in self.order.parts(epoch, first * self.batch_size):
@@ -180,9 +186,20 @@ class EpochSampler(Sampler[list[ViewKey]]):
         if left:  # the short last one
             yield rest
 
+    def parts(self, batch: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:
+        """Which images of a batch each process has."""
+        return np.array_split(batch, self.ranks.size)
+
     def __iter__(self) -> Iterator[list[ViewKey]]:
-        for chosen in self.batches(self.epoch, self.first):
-            yield [(self.view(self.epoch), index) for index in chosen.tolist()]
+        for batch in self.batches(self.epoch, self.first):
+            own = self.parts(batch)[self.ranks.rank]
+            if len(own):  # the last batch of a split that is measured may be smaller than the processes many
+                yield [(self.view(self.epoch), index) for index in own.tolist()]
+
+    def shares(self) -> list[npt.NDArray[np.int64]]:
+        """Which images each process has in an epoch, in its order."""
+        by_rank = zip(*(self.parts(batch) for batch in self.batches(self.epoch)), strict=True)
+        return [np.concatenate(parts) for parts in by_rank]
 
 
 class Batches(ABC):
@@ -253,7 +270,11 @@ def training_batches(
 
 
 def plain_batches(
-    images: ResizedImages, indices: npt.NDArray[np.int64], batch_size: int, workers: int = 0
+    images: ResizedImages,
+    indices: npt.NDArray[np.int64],
+    batch_size: int,
+    workers: int = 0,
+    ranks: Ranks = ALONE,
 ) -> Batches:
     """The images at `indices`, each once and in that order, without augmentation."""
-    return ImageBatches(Views(images), EpochSampler(indices, batch_size), workers)
+    return ImageBatches(Views(images), EpochSampler(indices, batch_size, ranks=ranks), workers)
