@@ -14,6 +14,7 @@ from benchmarks.gain.ideas import IDEAS, Idea, try_ideas
 from benchmarks.gain.protocol import Protocol
 from benchmarks.gain.rows import kept, own_rows
 from benchmarks.gain.search import Search, Step, student_steps, value_of
+from benchmarks.gain.series import BACKBONES, HEADS, adapted_to
 
 from coterie.ablation import Ablation, Row
 from coterie.ablation.report import Outcome
@@ -42,6 +43,7 @@ class Fake(Protocol):
     def searched(
         self, words: Iterable[str], rows: Sequence[Row], seeds: Sequence[int] | None = None
     ) -> Ablation:
+        assert seeds is None
         return found(
             {
                 row: {
@@ -107,10 +109,23 @@ def test_every_setting_of_the_protocol_is_one(tmp_path: Path) -> None:
         load_config([*protocol.common(tmp_path / "labels.csv"), *words, *idea.words])
     for row in own_rows(words):
         load_config([*protocol.common(tmp_path / "labels.csv"), *words, *row.words])
+    for further in (*HEADS.values(), *BACKBONES.values()):
+        variant = protocol.variant("other", *further)
+        load_config([*variant.common(tmp_path / "labels.csv"), *words])
+        assert variant.out == tmp_path / "other"
     names = [idea.name for idea in IDEAS]
     assert len(set(names)) == len(names)
     (paper,) = (row for row in own_rows(words) if row.name == "paper-rate")
     assert load_config(paper.words).student.lr == pytest.approx(1e-4)
+
+
+def test_a_rate_is_taken_to_another_baseline_by_its_ratio() -> None:
+    found = ("train.epochs=32", "train.lr=1e-3")
+    recommended = (*found, "student.lr=0.002", "distill.w=0.8")
+    assert [*adapted_to(recommended, found, ("train.epochs=8", "train.lr=3e-4"))] == [
+        "student.lr=0.0006",
+        "distill.w=0.8",
+    ]
 
 
 def test_an_idea_helps_that_gains_enough_at_nearly_every_seed(tmp_path: Path) -> None:
@@ -166,10 +181,12 @@ def numbers(gain: tuple[float, float, float], kept_percent: float) -> dict[str, 
         for other in others
     ]
     ensemble = {"row": "ensemble", "other": "baseline", "split": "test", "difference": 2, "interval": [1, 3]}
+    of_ensemble = {"val": {"0": 61.0, "1": 61.0}, "test": {"0": 62.0, "1": 64.0}}
     return {
         "rows": [each | {"split": split} for each in rows for split in ("val", "test")],
         "compared": [*compared, ensemble],
-        "ensemble": {"size": 3, "val": {"0": 61.0}, "test": {"0": 62.0, "1": 64.0}},
+        "size": 3,
+        "by_seed": {split: {"ensemble": values} for split, values in of_ensemble.items()},
         "kept": {"test": kept_percent},
     }
 
@@ -188,7 +205,7 @@ def test_a_claim_that_does_not_hold_is_called_so() -> None:
 def test_the_rows_stand_with_the_ensemble_behind_the_baseline() -> None:
     lines = page.rows_table(numbers((2.1, 1.1, 3.0), 61.0)).splitlines()
     assert lines[2].startswith("| baseline | 60.00 ± 1.00 | +0.00 [+0.00, +0.00] | 60.00 | +3.0 | +4.0 | 2 |")
-    assert lines[3].startswith("| an ensemble of 3 baselines | 63.00 | +2.00 [+1.00, +3.00] | 61.00 |")
+    assert lines[3].startswith("| an ensemble of 3 baselines | 63.00 ± 1.41 | +2.00 [+1.00, +3.00] | 61.00 |")
     assert lines[4].startswith("| psd |")
 
 

@@ -5,8 +5,8 @@
 FOLDER holds `corel5k/labels.csv` and `weights/squeezenet1_1_imagenet_features.safetensors`; by default what
 COTERIE_DATA names. First the rate, loss and length of the baseline, then as many settings of the student,
 then improvements one at a time: all on validation, by a table that has no test images. Then every row is
-trained at every seed, and measured on test. A stopped call goes on where it was. Each part leaves its numbers
-in OUT.
+trained at every seed, and measured on test; a few of them with other heads and backbones, and on the scenes. A
+stopped call goes on where it was. Each part leaves its numbers in OUT.
 
 `--whole` trains all layers, at 224 pixels and with new views: for a GPU.
 """
@@ -16,14 +16,35 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.gain.ideas import try_ideas
+from benchmarks.gain.ideas import kept_words, try_ideas
 from benchmarks.gain.protocol import Protocol
-from benchmarks.gain.rows import measure_rows, write_rows
+from benchmarks.gain.rows import CONTROLS, VALUES, own_rows, write_rows
 from benchmarks.gain.search import search_baseline, search_student
+from benchmarks.gain.series import measure_backbones, measure_heads, measure_scenes
 
-STAGES = ("baseline", "student", "ideas", "rows")
+PARTS = ("baseline", "student", "ideas", "rows", "heads", "backbones", "scenes")
+
+
+def do(protocol: Protocol, parts: Sequence[str]) -> None:
+    """Do the parts, and of the searches what they need; what is done is read from its trainings."""
+    if set(parts) - {"scenes"}:
+        searched = search_baseline(protocol).words
+    if set(parts) - {"scenes", "baseline"}:
+        student = search_student(protocol, searched).words
+    if set(parts) - {"scenes", "baseline", "student"}:
+        recommended = (*student, *kept_words(try_ideas(protocol, student)))
+    if "rows" in parts:
+        found = protocol.measured("rows", recommended, own_rows(student), CONTROLS, VALUES)
+        write_rows(protocol.out, "rows", found, size=3)
+    if "heads" in parts:
+        measure_heads(protocol, recommended)
+    if "backbones" in parts:
+        measure_backbones(protocol, recommended, searched)
+    if "scenes" in parts:
+        measure_scenes(protocol)
 
 
 def main() -> int:
@@ -34,7 +55,7 @@ def main() -> int:
     parser.add_argument("--search-seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=16, help="that the search begins with")
     parser.add_argument("--at-once", type=int, default=1, help="runs at the same time")
-    parser.add_argument("--until", choices=STAGES, default=STAGES[-1], help="the last part to do")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--whole", action="store_true", help="train all layers, at 224 pixels: for a GPU")
     arguments, words = parser.parse_known_args()
     protocol = Protocol(
@@ -51,18 +72,7 @@ def main() -> int:
         if not path.exists():
             print(f"{path} is not there; name the folder by --data", file=sys.stderr)
             return 2
-    parts = STAGES[: STAGES.index(arguments.until) + 1]
-    baseline = search_baseline(protocol)
-    if "student" not in parts:
-        return 0
-    student = search_student(protocol, baseline)
-    recommended = student.words
-    if "ideas" in parts:
-        tried = try_ideas(protocol, student.words)
-        helpful = [each.idea for each in tried if each.helps and each.idea.model == "student"]
-        recommended = (*recommended, *(word for idea in helpful for word in idea.words))
-    if "rows" in parts:
-        write_rows(protocol, measure_rows(protocol, recommended, student.words), k=3)
+    do(protocol, arguments.parts)
     return 0
 
 

@@ -148,6 +148,12 @@ def try_ideas(protocol: Protocol, words: Sequence[str], ideas: Sequence[Idea] = 
     return tried
 
 
+def kept_words(tried: Sequence[Tried]) -> tuple[str, ...]:
+    """The settings of all ideas for the student that help."""
+    kept = [each.idea for each in tried if each.helps and each.idea.model == STUDENT]
+    return tuple(word for idea in kept for word in idea.words)
+
+
 def _differences(found: Ablation, idea: Idea) -> dict[int, float]:
     values = found.values(idea.name, "val")
     plain = found.values("as-set" if idea.model == STUDENT else "baseline", "val")

@@ -14,14 +14,16 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
+from benchmarks.gain import series
 from coterie.files import atomic_write
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = DOCS / "results.md"
 NUMBERS = DOCS / "results"
-FILES = ("search-baseline", "search-student", "ideas", "rows")
+FILES = ("search-baseline", "search-student", "ideas", "rows", *series.names())
 MARKED = re.compile(r"(<!-- (?P<name>[\w-]+): by benchmarks\.gain\.page -->\n).*?(\n<!-- end -->)", re.DOTALL)
 GAIN, CERTAIN, KEPT = 2.0, 1.0, 60.0  # what is wanted: mAP, the interval's lower end, percent
 
@@ -81,34 +83,34 @@ def ideas_table(content: Sequence[Content]) -> str:
 def rows_table(content: Content) -> str:
     """The measured rows: mAP, how far it is ahead of the baseline's, and leaning on companions."""
     of_row = {(record["row"], record["split"]): record for record in content["rows"]}
+    other = "test_shifted" if "test_shifted" in content["by_seed"] else "val"
     lines = []
     for name in dict.fromkeys(record["row"] for record in content["rows"]):
-        test, val = of_row[name, "test"], of_row[name, "val"]
+        test, second = of_row[name, "test"], of_row[name, other]
         lines.append(
             [
                 test["title"],
                 f"{test['mAP']:.2f} ± {test['mAP_sd']:.2f}",
                 _difference(test["difference"], test["difference_low"], test["difference_high"]),
-                f"{val['mAP']:.2f}",
+                f"{second['mAP']:.2f}",
                 *(f"{test[f'leaning_{what}']:+.1f}" for what in ("recall", "false_positives")),
                 f"{test['seconds'] / 60:.0f}",
             ]
         )
-        if name == "baseline":
-            lines.append(_ensemble_line(content))
-    headings = ["row", "test mAP", "- baseline", "val mAP", "leaning: recall", "false positives", "minutes"]
-    return table(headings, lines)
+        if name == "baseline" and "ensemble" in content["by_seed"]["test"]:
+            lines.append(_ensemble_line(content, other))
+    headings = ["row", "test mAP", "- baseline", f"{other.replace('_', ' ')} mAP"]
+    return table([*headings, "leaning: recall", "false positives", "minutes"], lines)
 
 
-def _ensemble_line(content: Content) -> list[str]:
-    ensemble = content["ensemble"]
-    test, val = ([*ensemble[split].values()] for split in ("test", "val"))
+def _ensemble_line(content: Content, other: str) -> list[str]:
+    test, second = ([*content["by_seed"][split]["ensemble"].values()] for split in ("test", other))
     record = compared(content, "ensemble", "baseline")
     return [
-        f"an ensemble of {ensemble['size']} baselines",
-        f"{sum(test) / len(test):.2f}",
+        f"an ensemble of {content['size']} baselines",
+        f"{mean(test):.2f} ± {stdev(test):.2f}",
         _difference(record["difference"], *record["interval"]),
-        f"{sum(val) / len(val):.2f}",
+        f"{mean(second):.2f}",
         *("", "", ""),
     ]
 
@@ -178,6 +180,7 @@ BLOCKS: dict[str, tuple[Callable[[Any], str], str]] = {
     "search-baseline": (search_table, "search-baseline"),
     "search-student": (search_table, "search-student"),
     "ideas": (ideas_table, "ideas"),
+    **{name: (rows_table, name) for name in series.names()},
 }
 
 

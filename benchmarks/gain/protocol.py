@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -64,6 +64,10 @@ class Protocol:
             *self.words,
         ]
 
+    def variant(self, name: str, *words: str) -> Protocol:
+        """The same protocol with further settings, and its results in a folder of their own."""
+        return replace(self, out=self.out / name, words=(*self.words, *words))
+
     def searched(
         self, words: Iterable[str], rows: Sequence[Row], seeds: Sequence[int] | None = None
     ) -> Ablation:
@@ -82,6 +86,11 @@ class Protocol:
         """`rows`, and those with `names` or `values` of `coterie ablate`, compared on validation and test."""
         return self._compared(name, [*self.common(self.table), *words], rows, self.seeds, names, values)
 
+    def of_scenes(self, names: Sequence[str]) -> Ablation:
+        """The rows with `names` over the recipe of the built-in scenes, with their shifted test set."""
+        words = (f"cache_dir={self.out / 'cache'}", *self.words)
+        return self._compared("scenes", words, (), self.seeds, names, recipe="demo")
+
     def _compared(
         self,
         name: str,
@@ -90,10 +99,11 @@ class Protocol:
         seeds: Sequence[int],
         names: Sequence[str] = (),
         values: Mapping[str, Sequence[float]] | None = None,
+        recipe: str | None = None,
     ) -> Ablation:
         """The finished rows; RunError where one failed."""
         compared = ablate(
-            load_config(words),
+            load_config(words, recipe),
             [*names, *(row.name for row in rows)],
             seeds,
             values=values,

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 
 import numpy as np
+import numpy.typing as npt
 
-from benchmarks.gain.protocol import Protocol
 from benchmarks.gain.search import value_of
 from coterie.ablation import Ablation, Row
 from coterie.ablation.intervals import interval_between, resampled_maps
@@ -29,8 +29,9 @@ VALUES = {"a": (0.25, 0.75), "w": (0.25, 0.95), "k": (2, 5), "root": (1, 4)}
 COMPARED = (
     *(("psd", "k1"), ("psd", "random"), ("psd", "random-equal"), ("psd", "compute-run")),
     *(("psd", "compute-student"), ("psd", "ensemble"), ("psd", "paper"), ("psd", "cgp"), ("psd", "dgp")),
+    ("ensemble", "baseline"),
 )
-SPLITS = ("val", "test")
+RESAMPLES = 1000
 ENSEMBLE = "ensemble"
 
 
@@ -57,74 +58,63 @@ def without_train(words: Sequence[str]) -> tuple[str, ...]:
     return tuple(word for word in words if not word.startswith("train."))
 
 
-def measure_rows(protocol: Protocol, recommended: Sequence[str], searched: Sequence[str]) -> Ablation:
-    """Every row, at every seed."""
-    return protocol.measured("rows", recommended, own_rows(searched), CONTROLS, VALUES)
-
-
 @dataclass(frozen=True)
 class Ensembles:
     """As many baselines together as a branch has teachers, of the seeds from each seed on: the mean of their
-    logits. `map`: by split and seed; `resampled`: on resampled images.
+    logits. `map` by seed; `resampled` on resampled images, beside the rows of `resampled_maps`.
     """
 
-    map: dict[str, dict[int, float]]
-    resampled: dict[str, dict[tuple[str, int], np.ndarray]]
+    map: dict[int, float]
+    resampled: dict[tuple[str, int], npt.NDArray[np.floating]]
 
 
-def baseline_ensembles(found: Ablation, size: int) -> Ensembles:
+def baseline_ensembles(found: Ablation, split: str, size: int) -> Ensembles:
+    """The ensembles on one split; none where there are fewer seeds than members."""
     runs = {outcome.seed: Path(outcome.run) for outcome in found.outcomes if outcome.row == "baseline"}
-    seeds = list(found.seeds)
-    maps: dict[str, dict[int, float]] = {}
-    resampled: dict[str, dict[tuple[str, int], np.ndarray]] = {}
-    for split in SPLITS:
-        logits = {seed: read_logits(run, split) for seed, run in runs.items()}
-        for number, seed in enumerate(seeds):
-            members = [seeds[(number + step) % len(seeds)] for step in range(size)]
-            together = np.mean([logits[member].models["baseline"] for member in members], axis=0)
-            targets = logits[seed].targets
-            maps.setdefault(split, {})[seed] = float(100 * np.nanmean(average_precision(together, targets)))
-            resampled.setdefault(split, {})[ENSEMBLE, seed] = resampled_map(together, targets, resamples=1000)
-    return Ensembles(maps, resampled)
+    ensembles = Ensembles({}, {})
+    if len(found.seeds) < size:
+        return ensembles
+    logits = {seed: read_logits(run, split) for seed, run in runs.items()}
+    for number, seed in enumerate(found.seeds):
+        members = [found.seeds[(number + step) % len(found.seeds)] for step in range(size)]
+        together = np.mean([logits[member].models["baseline"] for member in members], axis=0)
+        targets = logits[seed].targets
+        ensembles.map[seed] = 100 * float(np.nanmean(average_precision(together, targets)))
+        ensembles.resampled[ENSEMBLE, seed] = resampled_map(together, targets, resamples=RESAMPLES)
+    return ensembles
 
 
-def write_rows(protocol: Protocol, found: Ablation, k: int) -> None:
-    """All that the page needs of the rows, in OUT/rows.json."""
-    ensembles = baseline_ensembles(found, k)
-    records = summary(found)
+def write_rows(out: Path, name: str, found: Ablation, size: int) -> None:
+    """All that the page needs of the rows, in `name`.json; `size`: how many teachers a branch has."""
+    by_seed: dict[str, dict[str, dict[int, float]]] = {}
     compared = []
-    for split in SPLITS:
-        maps = resampled_maps(found, split) | ensembles.resampled[split]
+    for split in found.splits:
+        ensembles = baseline_ensembles(found, split, size)
+        maps = resampled_maps(found, split) | ensembles.resampled
         values = {row.name: found.values(row.name, split) for row in found.rows}
-        values[ENSEMBLE] = ensembles.map[split]
-        for name, other in (*COMPARED, (ENSEMBLE, "baseline")):
-            compared.append(
-                {
-                    "split": split,
-                    "row": name,
-                    "other": other,
-                    "difference": _difference(values[name], values[other]),
-                    "interval": interval_between(maps, name, other, found.seeds),
-                }
-            )
+        if ensembles.map:
+            values[ENSEMBLE] = ensembles.map
+        by_seed[split] = values
+        for row, other in COMPARED:
+            if row in values and other in values:
+                difference = mean(values[row][seed] - values[other][seed] for seed in values[row])
+                interval = interval_between(maps, row, other, found.seeds)
+                compared.append(
+                    {"split": split, "row": row, "other": other, "difference": difference}
+                    | {"interval": interval}
+                )
     content = {
         "seeds": found.seeds,
-        "rows": records,
-        "by_seed": {
-            split: {row.name: found.values(row.name, split) for row in found.rows} for split in SPLITS
-        },
-        "ensemble": {"size": k, **ensembles.map},
+        "size": size,
+        "rows": summary(found),
+        "by_seed": by_seed,
         "compared": compared,
-        "kept": {split: kept(found, split) for split in SPLITS},
+        "kept": {split: kept(found, split) for split in found.splits},
     }
-    atomic_write(protocol.out / "rows.json", json.dumps(content, indent=1))
+    atomic_write(out / f"{name}.json", json.dumps(content, indent=1))
 
 
 def kept(found: Ablation, split: str) -> float | None:
     """How much of what all teachers gain over the baseline the student has, in percent."""
     student, teachers = (found.difference(name, split).mean for name in ("psd", "all-teachers"))
     return None if student is None or not teachers else 100 * student / teachers
-
-
-def _difference(own: Mapping[int, float], other: Mapping[int, float]) -> float:
-    return mean(own[seed] - other[seed] for seed in own)

@@ -116,11 +116,10 @@ def search_baseline(protocol: Protocol) -> Search:
     return search
 
 
-def search_student(protocol: Protocol, baseline: Search) -> Search:
-    """The student's best settings over teachers that train as the baseline does; as many are tried."""
-    rate = float(value_of("train.lr", baseline.words))
-    search = Search(protocol, "student", baseline.words)
-    for step in student_steps(rate, baseline.words):
+def search_student(protocol: Protocol, baseline: Words) -> Search:
+    """The student's best settings over teachers that train as the `baseline` does; as many are tried."""
+    search = Search(protocol, "student", baseline)
+    for step in student_steps(float(value_of("train.lr", baseline)), baseline):
         search.take(step)
     search.write()
     return search

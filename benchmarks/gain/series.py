@@ -1,0 +1,73 @@
+"""Whether what was found holds elsewhere: other heads, other backbones, the built-in scenes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+
+from benchmarks.gain.protocol import Protocol
+from benchmarks.gain.rows import write_rows
+from benchmarks.gain.search import Words, search_baseline, value_of
+
+# A few rows show it.
+ROWS = ("baseline", "k1", "psd", "all-teachers")
+SCENES = (
+    *("baseline", "k1", "random", "random-equal", "cgp", "dgp", "dgp-paper", "psd"),
+    *("cgp-teachers", "dgp-teachers", "all-teachers"),
+)
+HEADS: dict[str, Words] = {
+    "csra": ("model.head=csra",),
+    "ml-decoder": ("model.head=ml-decoder", "model.ml_decoder.width=256", "model.ml_decoder.feedforward=512"),
+}
+BACKBONES: dict[str, Words] = {
+    # with ImageNet weights; what is frozen ends at half of its depth
+    "mobilenet-v2": (
+        *("model=benchmarks.gain.models:mobilenet_v2", "model.weights=null", "train.frozen=features.13"),
+        *("model.mean=[0.5, 0.5, 0.5]", "model.std=[0.5, 0.5, 0.5]"),
+    ),
+    # from random weights, all of it trained
+    "small-resnet": (
+        *("model=test_resnet", "model.weights=null", "model.image_size=48", "train.frozen=null"),
+        *("train.ema=0.995", "train.batch_size=32"),
+    ),
+}
+
+
+def measure_heads(protocol: Protocol, recommended: Words) -> None:
+    """The recommended recipe with another head, settings as they are."""
+    for name, words in HEADS.items():
+        found = protocol.variant(f"head-{name}", *words).measured("rows", recommended, (), ROWS)
+        write_rows(protocol.out, f"head-{name}", found, size=3)
+
+
+def measure_backbones(protocol: Protocol, recommended: Words, searched: Words) -> None:
+    """The recommended recipe with another backbone, whose baseline has a search of its own; the student's
+    rate is as far from the baseline's as it was found to be best.
+    """
+    os.environ.setdefault("COTERIE_DATA", str(protocol.data))  # for the processes
+    for name, words in BACKBONES.items():
+        variant = protocol.variant(f"backbone-{name}", *words)
+        baseline = search_baseline(variant)
+        adapted = (*baseline.words, *adapted_to(recommended, searched, baseline.words))
+        write_rows(protocol.out, f"backbone-{name}", variant.measured("rows", adapted, (), ROWS), size=3)
+
+
+def adapted_to(recommended: Words, searched: Words, baseline: Words) -> Iterator[str]:
+    """What was found for the student, for another `baseline` than the one it was `searched` for."""
+    before, now = (float(value_of("train.lr", words)) for words in (searched, baseline))
+    for word in recommended:
+        key, _, value = word.partition("=")
+        if key == "student.lr":
+            yield f"{key}={float(value) / before * now:.3g}"
+        elif not key.startswith("train."):
+            yield word
+
+
+def measure_scenes(protocol: Protocol) -> None:
+    """The demo's recipe and its controls: how far each leans on companions, and what it loses without."""
+    write_rows(protocol.out, "scenes", protocol.of_scenes(SCENES), size=4)
+
+
+def names() -> Sequence[str]:
+    """Of the files that these write."""
+    return (*(f"head-{name}" for name in HEADS), *(f"backbone-{name}" for name in BACKBONES), "scenes")
