@@ -1,4 +1,4 @@
-"""The protocol of docs/results.md: what a search takes, which ideas help, and a page that its numbers made."""
+"""The protocol of docs/results.md: what a search takes, which ideas help, a page that its numbers made."""
 
 from __future__ import annotations
 

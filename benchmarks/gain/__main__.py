@@ -5,8 +5,8 @@
 FOLDER holds `corel5k/labels.csv` and `weights/squeezenet1_1_imagenet_features.safetensors`; by default what
 COTERIE_DATA names. First the rate, loss and length of the baseline, then as many settings of the student,
 then improvements one at a time: all on validation, by a table that has no test images. Then every row is
-trained at every seed, and measured on test; a few of them with other heads and backbones, and on the scenes. A
-stopped call goes on where it was. Each part leaves its numbers in OUT.
+trained at every seed, and measured on test; a few of them with other heads and backbones, and on the scenes.
+A stopped call goes on where it was. Each part leaves its numbers in OUT.
 
 `--whole` trains all layers, at 224 pixels and with new views: for a GPU.
 """
