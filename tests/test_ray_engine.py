@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import io
+import re
 import socket
 import tempfile
 from collections.abc import Iterator
@@ -12,8 +14,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from benchmarks import cluster as disturbance
+from rich.console import Console
+from safetensors.torch import load_file
 
+from coterie.checkpoint import WEIGHTS_FILE
 from coterie.config import load_config
 from coterie.engine import make_engine
 from coterie.errors import ConfigError, RunError
@@ -60,6 +66,24 @@ def test_nodes_that_are_killed_change_no_weights(cluster: Any, tmp_path: Path) -
     assert not list(place.parent.glob("state-*"))
 
 
+def test_two_nodes_do_a_training_together(cluster: Any, tmp_path: Path) -> None:
+    table = write_table(tmp_path / "photos")
+    words = [*RUN_WORDS, f"data={table}", "k=1", "model=tests.tiny:Steady"]
+    on_ray = ["engine=ray", f"ray.address={cluster.address}", "processes=2", "retries=5"]
+    on_ray += [f"storage=file://{tmp_path}/storage", f"ray.work_dir={tmp_path}/nodes"]
+    printed = Console(file=io.StringIO(), width=200)
+    run(load_config([*words, *on_ray, f"out={tmp_path / 'together'}"]), only=("baseline",), console=printed)
+    run(load_config([*words, f"out={tmp_path / 'alone'}"]), only=("baseline",))
+    assert isinstance(printed.file, io.StringIO)
+    nodes = re.findall(r"baseline \([12] of 2\): on .*, node (\w+)", printed.file.getvalue())
+    assert len(set(nodes)) == 2
+    paths = (tmp_path / name / "baseline" / WEIGHTS_FILE for name in ("together", "alone"))
+    together, alone = map(load_file, paths)
+    assert together.keys() == alone.keys()
+    for name, weights in alone.items():
+        torch.testing.assert_close(together[name], weights, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.usefixtures("cluster")  # where Ray does not start, that has skipped
 def test_a_cluster_for_the_run_alone_is_reached_from_nowhere_else_and_ends_with_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -95,7 +119,7 @@ def test_a_training_that_no_node_can_hold_is_refused_before_any_work(cluster: An
     table = write_table(tmp_path / "photos")
     words = [*RUN_WORDS, f"data={table}", f"out={tmp_path / 'run'}"]
     words += ["engine=ray", f"ray.address={cluster.address}", "ray.gpus=0.5"]
-    with pytest.raises(ConfigError, match=r"no node of the Ray cluster has 1 CPU and 0\.5 GPU"):
+    with pytest.raises(ConfigError, match=r"nodes of the Ray cluster have not 1 CPU and 0\.5 GPU"):
         run(load_config(words))
     assert not (tmp_path / "run" / "config.yaml").exists()
 
@@ -113,6 +137,12 @@ def test_two_trainings_of_half_a_gpu_fit_on_one() -> None:
     assert engine._room({"CPU": 16, "GPU": 1}) == 2
     assert engine._room({"CPU": 3, "GPU": 1}) == 1
     assert engine._room({"CPU": 16}) == 0
+
+
+def test_half_a_gpu_is_not_enough_for_one_of_several_processes() -> None:
+    config = load_config(["engine=ray", "ray.address=auto", "processes=2", "ray.gpus=0.5"])
+    with pytest.raises(ConfigError, match=r"each needs a GPU of its own; set ray\.gpus=1, or processes=1"):
+        make_engine(config).prepare(make_factory(config.model))
 
 
 def test_a_temporary_folder_that_is_not_ones_own_is_refused(

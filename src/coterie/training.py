@@ -95,8 +95,9 @@ class Workshop:
         leaves files and entries.
         """
         if self.mirror is not None:
+            # each process, as it may be on a machine of its own
+            self._fetch(jobs, manifest, self.mirror)
             if ranks.is_first:
-                self._fetch(jobs, manifest, self.mirror)
                 reporter = Keeping(self.mirror, {job.training.name: job.key for job in jobs}, reporter)
             wait_for_all(ranks)
         group = _Group(self, jobs, reporter, manifest, device, ranks)
