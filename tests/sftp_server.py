@@ -50,7 +50,7 @@ class SftpServer:
     async def _listen(self) -> int:
         connections = self._connections
 
-        class Server(asyncssh.SSHServer):
+        class Server(asyncssh.SSHServer):  # type: ignore[misc]
             def connection_made(self, connection: Any) -> None:
                 connections.append(connection)
 
