@@ -20,13 +20,15 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from coterie.checkpoint import WEIGHTS_FILE
-from coterie.config import load_config
+from coterie.config import TrainConfig, load_config
 from coterie.engine import make_engine
 from coterie.errors import ConfigError, RunError
 from coterie.models.factory import make_factory
 from coterie.pipeline import run
-from coterie.ray_engine import RayEngine, _Parts, connect, own_temporary_folder, stay_on_this_machine
-from coterie.runfolder import RunFolder
+from coterie.progress import Bars
+from coterie.ray_engine import RayEngine, _Parts, _Tasks, connect, own_temporary_folder, stay_on_this_machine
+from coterie.runfolder import RunFolder, Training
+from coterie.training import Job
 from tests.tiny import RUN_WORDS, write_table
 
 stay_on_this_machine()
@@ -137,6 +139,31 @@ def test_two_trainings_of_half_a_gpu_fit_on_one() -> None:
     assert engine._room({"CPU": 16, "GPU": 1}) == 2
     assert engine._room({"CPU": 3, "GPU": 1}) == 1
     assert engine._room({"CPU": 16}) == 0
+
+
+STATED, CRASH, DEATH = ("failed", "the disk is full", None), ("failed", "KeyError: 1", "trace"), "it died"
+
+
+@pytest.mark.parametrize(
+    ("failures", "deaths", "told", "again"),
+    [
+        ([CRASH, STATED], [DEATH], "the disk is full", False),
+        ([CRASH], [DEATH], "it died", True),
+        ([CRASH], [], "KeyError: 1 (all of it in ", True),
+        ([], [], "its task ended early", True),
+    ],
+)
+def test_of_tasks_that_end_together_the_one_that_says_what_is_wrong_is_believed(
+    failures: list[Any], deaths: list[str], told: str, again: bool, tmp_path: Path
+) -> None:
+    job = Job(Training("baseline", ("a",)), TrainConfig(), "key")
+    workshop: Any = SimpleNamespace(folder=tmp_path)
+    tasks = _Tasks([], [job], workshop, Bars(Console(quiet=True)))
+    tasks._failures, tasks._deaths = failures, deaths
+    tasks.listen()
+    assert tasks.ended
+    assert tasks.failure.startswith(told)
+    assert tasks.crashed == again
 
 
 def test_half_a_gpu_is_not_enough_for_one_of_several_processes() -> None:

@@ -58,6 +58,8 @@ class RayEngine:
         self._started = False
 
     def prepare(self, factory: ModelFactory) -> None:
+        if self.config.processes > 1 and self.config.ray.cpus == 0:
+            raise ConfigError("ray.cpus=0, but processes of 2 and more have to take some; set ray.cpus=1")
         if self.config.processes > 1 and 0 < (self.config.ray.gpus or 0) < 1:
             raise ConfigError(
                 f"ray.gpus={self.config.ray.gpus:g}, but of processes={self.config.processes} each needs a "
