@@ -254,7 +254,8 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> Played:
     multiprocessing.set_forkserver_preload(["coterie.sidebyside"])
     context = multiprocessing.get_context("forkserver")
     processes = [
-        context.Process(target=be_one, args=(meeting.environment(rank), together)) for rank in range(SIZE)
+        context.Process(target=be_one, args=(meeting.environment(rank, rank), together))
+        for rank in range(SIZE)
     ]
     for process in processes:
         process.start()

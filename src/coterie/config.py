@@ -496,11 +496,11 @@ class RayConfig(Section):
         description="'local' starts Ray on this machine for the run, 'auto' takes the cluster that this "
         "machine is in, HOST:PORT another",
     )
-    cpus: float = Field(1.0, ge=0, description="CPUs that a training takes, and threads that it uses")
+    cpus: float = Field(1.0, ge=0, description="CPUs that a process takes, and threads that it uses")
     gpus: float | None = Field(
         None,
         ge=0,
-        description="GPUs that a training takes, 0.5 for two on one; null: 1 where the cluster has any",
+        description="GPUs that a process takes, 0.5 for two on one; null: 1 where the cluster has any",
     )
     work_dir: Path | None = Field(
         None,

@@ -95,8 +95,8 @@ class Workshop:
         leaves files and entries.
         """
         if self.mirror is not None:
+            self._fetch(jobs, manifest, self.mirror, ranks)
             if ranks.is_first:
-                self._fetch(jobs, manifest, self.mirror)
                 reporter = Keeping(self.mirror, {job.training.name: job.key for job in jobs}, reporter)
             wait_for_all(ranks)
         group = _Group(self, jobs, reporter, manifest, device, ranks)
@@ -114,9 +114,11 @@ class Workshop:
                     remove_states(self.folder / done.name)  # nobody else comes here on a node of a cluster
                 yield done
 
-    def _fetch(self, jobs: Sequence[Job], manifest: Sequence[Training], mirror: Mirror) -> None:
-        """Bring what the jobs need here: their own states, and the trainings that these depend on."""
-        for job in jobs:
+    def _fetch(self, jobs: Sequence[Job], manifest: Sequence[Training], mirror: Mirror, ranks: Ranks) -> None:
+        """Bring what the jobs need here: the trainings that they depend on, as each of the `ranks` may be on
+        a machine of its own, and for the first of them their states.
+        """
+        for job in jobs if ranks.is_first else ():
             mirror.fetch_state(job.training.name, job.key)
         for_student = any(job.training.name == STUDENT for job in jobs)
         from_baseline = any(job.settings.start == BASELINE for job in jobs)
