@@ -4,8 +4,8 @@
 
 Three ways take turns in one run, on random pictures in memory: one process with the whole batch; two that
 share it; and two at once that know nothing of each other, each with half a batch. The last is what the second
-core of the machine, its caches and its memory allow: no way to share a training can be faster. Prints images a
-second, the best of ROUNDS, and the CPU time of an image, the least of them: other programs change it little.
+core of the machine, its caches and its memory allow: no way to share a training can be faster. Prints images
+a second, the best of ROUNDS, and the CPU time of an image, the least: other programs change it little.
 
 Exit status 1 where two processes are neither 1.7 times as fast as one, nor 0.9 of what the machine allows.
 """
