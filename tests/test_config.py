@@ -189,6 +189,12 @@ def test_where_logits_are_kept_changes_no_student() -> None:
         assert inputs("distill.cache=on", f"distill.{other}") != inputs("distill.cache=on")
 
 
+def test_a_batch_has_an_image_for_each_process() -> None:
+    assert load_config(["processes=32"]).processes == 32
+    with pytest.raises(ConfigError, match=r"student\.batch_size=7 is less than an image for each"):
+        load_config(["processes=8", "student.batch_size=7"])
+
+
 def test_the_baseline_cannot_start_from_itself() -> None:
     assert load_config(["teacher.start=baseline"]).student.start == "model"
     with pytest.raises(ConfigError, match=r"cannot start from itself: set teacher\.start=baseline"):

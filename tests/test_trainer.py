@@ -24,7 +24,7 @@ from coterie.lockstep import train
 from coterie.losses import ClassificationLoss, binary_cross_entropy
 from coterie.states import DIVERGED_FILE, PATTERN, States, read_state
 from coterie.tasks import ClassificationTask
-from coterie.trainer import _Recent, make_fabric, make_optimizer, make_scheduler, prepare
+from coterie.trainer import _Recent, check_devices, make_fabric, make_optimizer, make_scheduler, prepare
 from tests.tiny import RunnableTrainer, cpu_fabric, equal_weights, make_dataset, make_trainer, tiny_net
 
 STEPS_IN_AN_EPOCH = 3  # 24 training images in batches of 8
@@ -546,3 +546,12 @@ def test_a_device_that_is_not_there_is_refused() -> None:
             make_fabric(load_config(["device=cuda"]))
     with pytest.raises(ConfigError, match="use bf16 or fp32"):
         make_fabric(load_config(["device=cpu", "precision=fp16"]))
+
+
+def test_processes_that_do_a_training_together_need_a_device_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    check_devices(load_config(["processes=2"]))
+    check_devices(load_config(["processes=3", "device=cpu"]))
+    with pytest.raises(ConfigError, match="processes=3 need as many CUDA devices, and there are 2 here"):
+        check_devices(load_config(["processes=3"]))
