@@ -123,7 +123,7 @@ def measured(subject: Subject, rounds: int) -> Speeds:
     with tempfile.TemporaryDirectory() as folder:
         results = f"{folder}/speeds.pt"
         processes = [
-            context.Process(target=be_one, args=(meeting.environment(rank), subject, rounds, results))
+            context.Process(target=be_one, args=(meeting.environment(rank, rank), subject, rounds, results))
             for rank in range(SIZE)
         ]
         for process in processes:
