@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, Self, Union, get_args, get_origin
 from urllib.parse import urlsplit
 
 import yaml
@@ -78,6 +78,9 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
+    # Settings that came when there were trainings already: those at the defaults keep their keys.
+    later: ClassVar[frozenset[str]] = frozenset()
+
     @field_validator("*", mode="before")
     @classmethod
     def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
@@ -86,6 +89,11 @@ class Section(BaseModel):
         if isinstance(value, bool) and {int, float} & {annotation, *get_args(annotation)}:
             raise ValueError("be a number")
         return value
+
+    def inputs(self) -> dict[str, Any]:
+        """The plain values for the key of a training: all but those that came `later` and are not set."""
+        unset = {name for name in self.later if getattr(self, name) == type(self).model_fields[name].default}
+        return self.model_dump(mode="json", exclude=unset)
 
 
 class ScenesConfig(Section):
@@ -453,11 +461,18 @@ class DistillConfig(Section):
     With the baseline as a third teacher of weight b, its kd is in the sum too, and the branches have 1 - b.
     """
 
+    later = frozenset({"ap_power"})
+
     loss: Literal["bernoulli-kl", "squared-error"] = "bernoulli-kl"
     w: float = Field(0.5, ge=0, le=1, description="weight of the teachers against the labels")
     a: float = Field(0.5, ge=0, le=1, description="weight of the co-occurrence branch against the other")
     baseline: float = Field(
         0.0, ge=0, lt=1, description="weight of the baseline as a third teacher against both branches"
+    )
+    ap_power: float = Field(
+        0.0,
+        ge=0,
+        description="weigh the teachers of each label by their validation AP for it, to this power; 0: not",
     )
     temperature: float = Field(1.0, gt=0, description="of the Bernoulli KL")
     seed: int | None = Field(
@@ -634,7 +649,8 @@ class Config(Section):
 
     def distill_inputs(self) -> dict[str, Any]:
         """What of the distillation the student's weights depend on: not where its logits are kept."""
-        values = self.distill.model_dump(mode="json", exclude={"cache", "cache_dtype"})
+        values = self.distill.inputs()
+        del values["cache"], values["cache_dtype"]
         return values | {"cached": self.distill.cache_dtype if self.caches_logits else None}
 
     def cache_folder(self, run: Path, name: str) -> Path:

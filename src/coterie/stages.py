@@ -339,10 +339,10 @@ def training_key(
         # with the seed, the name decides about first weights, views and order
         "name": training.name,
         "class_names": training.class_names,
-        "settings": training_settings(config, training).model_dump(mode="json"),
-        "augment": config.augment.model_dump(mode="json"),
+        "settings": training_settings(config, training).inputs(),
+        "augment": config.augment.inputs(),
         # files count by their content, which is in `start`
-        "model": config.model.model_dump(mode="json") | {"weights": None, "word_vectors": None},
+        "model": config.model.inputs() | {"weights": None, "word_vectors": None},
         "start": start,
         "seed": config.seed,
         "precision": config.precision,

@@ -67,8 +67,8 @@ class DistillationTask(Task):
     """Train `model` on the labels and on frozen teachers (PSD; Xu et al., IJCAI 2022, eq. 3-5).
 
     `(1 - w) * cls(z, y) + w * sum_r weight_r * kd(z, z_r)`, where z_r [B, C] are the logits of branch r in
-    full label order and the weights are a and 1 - a. `teachers`: images -> logits [R, B, C]; None where
-    every batch brings those logits with it.
+    full label order and the weights [R] are a and 1 - a, or those of each label [R, C]. `teachers`: images
+    -> logits [R, B, C]; None where every batch brings those logits with it.
     """
 
     weights: Tensor
@@ -77,7 +77,7 @@ class DistillationTask(Task):
         self,
         model: nn.Module,
         teachers: nn.Module | None,
-        weights: Sequence[float],
+        weights: Sequence[float] | Tensor,
         loss: ClassificationLoss,
         distillation_loss: DistillationLoss,
         w: float,
@@ -86,7 +86,7 @@ class DistillationTask(Task):
         super().__init__(model, list(range(num_classes)))
         self.teachers = teachers
         self.needs_images = teachers is not None
-        self.register_buffer("weights", torch.tensor(weights, dtype=torch.float32), persistent=False)
+        self.register_buffer("weights", torch.as_tensor(weights, dtype=torch.float32), persistent=False)
         self.loss = loss
         self.distillation_loss = distillation_loss
         self.w = w

@@ -1,0 +1,36 @@
+"""What the key of a training holds."""
+
+from __future__ import annotations
+
+import pytest
+
+from coterie.config import STUDENT, describe_settings, load_config
+from coterie.runfolder import Training
+from coterie.stages import training_key
+
+TRAININGS = (
+    Training("baseline", ("cat", "dog")),
+    Training("teachers/co-occurrence-0", ("cat",), "co-occurrence", 0),
+    Training(STUDENT, ("cat", "dog")),
+)
+SET = ("distill.baseline=0.3", "teacher.start=baseline", "student.views=2", "train.loss=bce")
+
+
+def keys(*words: str) -> list[str]:
+    """The keys of baseline, teacher and student."""
+    config, others = load_config(words), [("baseline", "0"), ("teachers/co-occurrence-0", "1")]
+    return [training_key(config, "data", {"weights": None}, training, others) for training in TRAININGS]
+
+
+def test_what_was_trained_before_a_setting_came_keeps_its_key() -> None:
+    assert [key[:12] for key in keys()] == ["d6cdf88bc4ea", "230bba0309b9", "404529cafd1f"]
+    assert [key[:12] for key in keys(*SET)] == ["71013b910482", "313af7762520", "3d0619969e88"]
+
+
+@pytest.mark.parametrize("word", ["distill.ap_power=1"])
+def test_a_setting_of_the_student_that_came_later_is_in_its_key_alone(word: str) -> None:
+    name = word.partition("=")[0]
+    default = {key: value for key, value, _ in describe_settings()}[name]
+    assert keys(f"{name}={default}") == keys()
+    assert keys(word)[:2] == keys()[:2]
+    assert keys(word)[2] != keys()[2]
