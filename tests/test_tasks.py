@@ -43,6 +43,7 @@ def task_of(teachers: Teachers | None, settings: DistillConfig) -> DistillationT
         distillation_loss(settings),
         settings.w,
         num_classes=2,
+        w_end=settings.w_end,
     )
 
 
@@ -80,6 +81,14 @@ def test_the_students_loss_is_the_formula() -> None:
     ):
         outputs = distillation_task(settings)(IMAGES, TARGETS)
         assert outputs["loss"].item() == pytest.approx(hand_made_loss(settings), rel=1e-5)
+
+
+def test_w_goes_to_its_end_in_equal_parts() -> None:
+    task = distillation_task(DistillConfig(w=0.2, w_end=0.8))
+    for progress, w in ((0, 0.2), (0.5, 0.5), (0.75, 0.65), (1, 0.8)):
+        task.progress = progress
+        expected = hand_made_loss(DistillConfig(w=w))
+        assert task(IMAGES, TARGETS)["loss"].item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_parts_of_the_students_loss_are_named_and_add_up() -> None:

@@ -461,10 +461,13 @@ class DistillConfig(Section):
     With the baseline as a third teacher of weight b, its kd is in the sum too, and the branches have 1 - b.
     """
 
-    later = frozenset({"ap_power"})
+    later = frozenset({"ap_power", "w_end"})
 
     loss: Literal["bernoulli-kl", "squared-error"] = "bernoulli-kl"
     w: float = Field(0.5, ge=0, le=1, description="weight of the teachers against the labels")
+    w_end: float | None = Field(
+        None, ge=0, le=1, description="what w goes to, step by step in equal parts; null: it stays"
+    )
     a: float = Field(0.5, ge=0, le=1, description="weight of the co-occurrence branch against the other")
     baseline: float = Field(
         0.0, ge=0, lt=1, description="weight of the baseline as a third teacher against both branches"

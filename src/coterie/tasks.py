@@ -27,9 +27,11 @@ from coterie.models.shared_norm import SharedBatchNorm
 class Task(nn.Module):
     """What all tasks have: the `model`, the `columns` of the full label set that it answers for, and where it
     is `cut` if a part of it is frozen. It `needs_images` where features of that part are not enough, and
-    `shares_batches` where other processes have the rest of each batch.
+    `shares_batches` where other processes have the rest of each batch. `progress` is where the training is: 0
+    at its first step, 1 at its last.
     """
 
+    progress: float = 0.0
     cut: Cut | None = None
     needs_images: bool = False
     shares_batches: bool = False
@@ -68,7 +70,8 @@ class DistillationTask(Task):
 
     `(1 - w) * cls(z, y) + w * sum_r weight_r * kd(z, z_r)`, where z_r [B, C] are the logits of branch r in
     full label order and the weights [R] are a and 1 - a, or those of each label [R, C]. `teachers`: images
-    -> logits [R, B, C]; None where every batch brings those logits with it.
+    -> logits [R, B, C]; None where every batch brings those logits with it. With `w_end`, w goes there in
+    equal parts, from the first step to the last.
     """
 
     weights: Tensor
@@ -82,6 +85,7 @@ class DistillationTask(Task):
         distillation_loss: DistillationLoss,
         w: float,
         num_classes: int,
+        w_end: float | None = None,
     ) -> None:
         super().__init__(model, list(range(num_classes)))
         self.teachers = teachers
@@ -90,6 +94,7 @@ class DistillationTask(Task):
         self.loss = loss
         self.distillation_loss = distillation_loss
         self.w = w
+        self.w_end = w if w_end is None else w_end
 
     def forward(
         self,
@@ -108,7 +113,8 @@ class DistillationTask(Task):
         logits = self.answer(images, are_features)
         classification = self.loss(logits, targets)
         distillation = self.distillation_loss(logits, teacher_logits, self.weights)
-        loss = (1 - self.w) * classification + self.w * distillation
+        w = self.w + (self.w_end - self.w) * self.progress
+        loss = (1 - w) * classification + w * distillation
         return {"loss": loss, "logits": logits, "cls": classification, "kd": distillation}
 
 

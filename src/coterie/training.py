@@ -358,4 +358,5 @@ class _Group:
             distillation_loss(distill),
             distill.w,
             self.dataset.num_classes,
+            distill.w_end,
         )
