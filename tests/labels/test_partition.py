@@ -18,6 +18,7 @@ from coterie.labels import (
 )
 from coterie.labels.anticlustering import size_bounds
 from coterie.labels.partition import METHODS, Objective
+from coterie.labels.spectral import near_equal_sizes
 
 EVERY_METHOD = [(kind, method) for kind, methods in METHODS.items() for method in methods]
 
@@ -95,6 +96,50 @@ def test_the_share_inside_is_the_lowest_of_all_of_bounded_size(c: int, k: int, s
     found = partition_labels(graph, k, "dis-occurrence", seed=seed)
     assert found.objective.value == pytest.approx(lowest)
     assert found.objective.value == share_inside(graph.affinity(), found.groups)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize(("c", "k"), [(8, 2), (7, 3), (9, 3)])
+def test_the_balanced_cut_is_the_lowest_of_all_of_near_equal_sizes(c: int, k: int, seed: int) -> None:
+    graph = random_graph(c, seed)
+    low, high = near_equal_sizes(c, k)
+    allowed = [
+        normalized_cut(graph.affinity(), groups)
+        for groups in every_partition(c, k)
+        if all(low <= len(group) <= high for group in groups)
+    ]
+    found = partition_labels(graph, k, "co-occurrence", "balanced-cut", seed=seed)
+    assert found.objective.value == pytest.approx(min(allowed))
+
+
+def test_a_balanced_cut_divides_a_block_that_a_cut_leaves_whole() -> None:
+    targets = np.zeros((60, 15), np.int8)
+    targets[:40, :11] = np.random.default_rng(0).random((40, 11)) < 0.5
+    targets[40:50, 11:13] = targets[50:, 13:] = 1
+    assert sorted(partition_labels(graph_of(targets), 3).sizes) == [2, 2, 11]
+    assert near_equal_sizes(15, 3) == (3, 7)
+    found = partition_labels(graph_of(targets), 3, "co-occurrence", "balanced-cut")
+    assert all(3 <= size <= 7 for size in found.sizes)
+    together = [set(group) for group in found.groups]
+    assert all(any(pair <= group for group in together) for pair in ({11, 12}, {13, 14}))
+
+
+def test_a_balanced_cut_stays_balanced_with_classes_that_appear_alone() -> None:
+    targets = np.zeros((40, 24), np.int8)
+    targets[:30, :13] = np.random.default_rng(0).random((30, 13)) < 0.5
+    targets[30:, 13:15] = 1
+    found = partition_labels(graph_of(targets), 3, "co-occurrence", "balanced-cut")
+    low, high = near_equal_sizes(24, 3)
+    assert all(low <= size <= high for size in found.sizes)
+
+
+@pytest.mark.parametrize(
+    ("c", "k", "low", "high"), [(80, 5, 12, 20), (63, 3, 15, 27), (3, 2, 1, 2), (7, 7, 1, 2)]
+)
+def test_near_equal_sizes_are_a_quarter_less_and_more_than_the_mean(
+    c: int, k: int, low: int, high: int
+) -> None:
+    assert near_equal_sizes(c, k) == (low, high)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from coterie.files import atomic_write
 from coterie.labels.anticlustering import balanced_anticlusters
 from coterie.labels.graph import CooccurrenceGraph
 from coterie.labels.objectives import Floats, Labels, check_groups, normalized_cut, share_inside
-from coterie.labels.spectral import lowest_normalized_cut, paper_cut
+from coterie.labels.spectral import lowest_normalized_cut, near_equal_sizes, paper_cut
 from coterie.untrusted import parse_json
 
 SCHEMA_VERSION = 1
@@ -32,7 +32,7 @@ FIELDS: dict[str, type | tuple[type, ...]] = {
 
 # kind -> its methods, the default first
 METHODS = {
-    "co-occurrence": ("normalized-cut", "paper"),
+    "co-occurrence": ("normalized-cut", "balanced-cut", "paper"),
     "dis-occurrence": ("balanced", "paper"),
     "random": ("shuffle",),
 }
@@ -134,9 +134,10 @@ def partition_labels(
 ) -> Partition:
     """K groups of the classes of `graph`; K = 1 is one group of all classes.
 
-    "co-occurrence": the lowest N-cut found ("normalized-cut"). "dis-occurrence": the lowest share of
-    co-occurrence inside groups of bounded size ("balanced"). "paper" is the published construction of either,
-    the same at every seed. "random": groups of `sizes`, or as equal as can be.
+    "co-occurrence": the lowest N-cut found ("normalized-cut"), or the lowest of groups of near equal sizes
+    ("balanced-cut"). "dis-occurrence": the lowest share of co-occurrence inside groups of bounded size
+    ("balanced"). "paper" is the published construction of either, the same at every seed. "random": groups of
+    `sizes`, or as equal as can be.
     The same seed gives the same groups of names, whatever the order of the classes.
     Raises PartitionError where k, kind, method, root or sizes are not possible.
     """
@@ -175,11 +176,10 @@ def _labels(
         numbers = np.repeat(np.arange(k), sizes) if sizes is not None else np.arange(len(affinity)) % k
         return np.random.default_rng(seed).permutation(numbers)
     if kind == "co-occurrence":
-        return (
-            paper_cut(affinity, affinity, k)
-            if method == "paper"
-            else lowest_normalized_cut(affinity, k, seed)
-        )
+        if method == "paper":
+            return paper_cut(affinity, affinity, k)
+        bounds = near_equal_sizes(len(affinity), k) if method == "balanced-cut" else None
+        return lowest_normalized_cut(affinity, k, seed, bounds)
     if method == "paper":
         apart = 1 - affinity
         np.fill_diagonal(apart, 0)
