@@ -6,7 +6,7 @@ import pytest
 
 from coterie.config import STUDENT, describe_settings, load_config
 from coterie.runfolder import Training
-from coterie.stages import training_key
+from coterie.stages import measured_models, training_key
 
 TRAININGS = (
     Training("baseline", ("cat", "dog")),
@@ -34,3 +34,24 @@ def test_a_setting_of_the_student_that_came_later_is_in_its_key_alone(word: str)
     assert keys(f"{name}={default}") == keys()
     assert keys(word)[:2] == keys()[:2]
     assert keys(word)[2] != keys()[2]
+
+
+@pytest.mark.parametrize("word", ["k=3", "partition.co_method=paper", "partition.repeats=2"])
+def test_groups_are_in_a_key_by_their_classes_alone(word: str) -> None:
+    assert keys(word) == keys()
+
+
+def test_the_teachers_of_all_repeats_of_a_kind_are_measured_as_one_model() -> None:
+    co, dis = ("co-occurrence", "co-occurrence.2"), ("dis-occurrence", "dis-occurrence.2")
+    measured = measured_models(load_config(["partition.repeats=2"]))
+    assert measured == {
+        "baseline": (),
+        "CGP teachers": co,
+        "DGP teachers": dis,
+        "all teachers": (co[0], dis[0], co[1], dis[1]),
+        "student": (),
+    }
+    alike = measured_models(load_config(["partition.repeats=2", "k=1"]))
+    assert alike == {"baseline": (), "teacher": co, "student": ()}
+    one_branch = measured_models(load_config(["distill.a=1"]))
+    assert one_branch == {"baseline": (), "CGP teachers": co[:1], "student": ()}

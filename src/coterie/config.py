@@ -378,6 +378,8 @@ class ModelConfig(Section):
 class PartitionConfig(Section):
     """How labels are grouped; the methods are those of `coterie.partition_labels`."""
 
+    later = frozenset({"repeats"})
+
     root: float = Field(2.0, gt=0, description="root taken of the conditional probabilities")
     co_method: str | None = Field(
         None, description=f"of co-occurrence: {either(METHODS['co-occurrence'])}; by default the first"
@@ -387,6 +389,12 @@ class PartitionConfig(Section):
     )
     random: Literal["same-sizes", "equal-sizes"] | None = Field(
         None, description="control: groups at random, of the sizes that the methods give or of equal sizes"
+    )
+    repeats: int = Field(
+        1,
+        ge=1,
+        description="partitions of each branch, each with K teachers; the further ones keep other labels "
+        "together",
     )
 
     @field_validator("co_method", "dis_method")

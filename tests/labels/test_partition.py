@@ -186,6 +186,54 @@ def test_classes_that_appear_alone_are_spread_over_the_smallest_groups() -> None
     assert found.objective.value == pytest.approx(0)
 
 
+def ring(*counts: int) -> CooccurrenceGraph:
+    """Four classes in a ring, each on so many images with the next."""
+    pairs = np.repeat(np.arange(4), counts)
+    targets = np.zeros((len(pairs), 4), np.int8)
+    targets[np.arange(len(pairs)), pairs] = targets[np.arange(len(pairs)), (pairs + 1) % 4] = 1
+    return graph_of(targets)
+
+
+@pytest.mark.parametrize("method", METHODS["co-occurrence"])
+def test_further_cooccurrence_groups_are_of_links_that_those_before_have_cut(method: str) -> None:
+    graph = ring(9, 4, 9, 4)
+    first = partition_labels(graph, 2, "co-occurrence", method)
+    assert first.groups == ((0, 1), (2, 3))
+    turned = first.reordered(graph.class_names[::-1])
+    second = partition_labels(graph, 2, "co-occurrence", method, before=[turned])
+    assert second.groups == ((0, 3), (1, 2))
+    assert second.objective.value == normalized_cut(graph.affinity(), second.groups)
+
+
+@pytest.mark.parametrize("method", METHODS["dis-occurrence"])
+def test_further_disoccurrence_groups_keep_other_pairs_together(method: str) -> None:
+    graph = ring(5, 0, 5, 0) + ring(1, 2, 1, 2)
+    first = partition_labels(graph, 2, "dis-occurrence", method)
+    assert first.groups == ((0, 2), (1, 3))
+    second = partition_labels(graph, 2, "dis-occurrence", method, before=[first])
+    assert second.groups == ((0, 3), (1, 2))
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_further_disoccurrence_groups_lower_the_sum_of_two_shares(seed: int) -> None:
+    graph, pairs = random_graph(8, seed), np.zeros((8, 8))
+    before = [partition_labels(graph, 3, "dis-occurrence", seed=seed), partition_labels(graph, 3, "random")]
+    for partition in before:
+        for group in partition.groups:
+            pairs[np.ix_(group, group)] += 1
+    np.fill_diagonal(pairs, 0)
+
+    def shares(groups: object) -> float:
+        return share_inside(graph.affinity(), groups) + share_inside(pairs, groups)  # type: ignore[arg-type]
+
+    low, high = size_bounds(8, 3)
+    allowed = [
+        groups for groups in every_partition(8, 3) if all(low <= len(group) <= high for group in groups)
+    ]
+    found = partition_labels(graph, 3, "dis-occurrence", seed=seed, before=before)
+    assert shares(found.groups) == pytest.approx(min(map(shares, allowed)))
+
+
 @pytest.mark.parametrize("kind", METHODS)
 def test_one_group_holds_all_classes(kind: str) -> None:
     found = partition_labels(random_graph(6), 1, kind)
