@@ -526,6 +526,19 @@ def test_repeats_of_the_groups_have_teachers_of_their_own(
     assert result.metrics["test"]["student"] != finished_run.metrics["test"]["student"]
 
 
+def test_a_student_of_mixed_images_learns_from_the_same_teachers(
+    finished_run: Run, run_copy: Run, trained: list[str]
+) -> None:
+    result = run(config_of(run_copy, "student.mixup=0.5"), update=True)
+    assert trained == ["student"]
+    assert result.metrics["test"]["student"] != finished_run.metrics["test"]["student"]
+    assert result.metrics["test"]["baseline"] == finished_run.metrics["test"]["baseline"]
+    trained.clear()
+    result = run(config_of(run_copy, "train.mixup=0.5", "together=5"), update=True)
+    assert trained == TRAININGS
+    assert result.metrics["test"]["baseline"] != finished_run.metrics["test"]["baseline"]
+
+
 def test_one_group_is_plain_self_distillation(tmp_path: Path) -> None:
     result = fit(make_dataset(), sized(Net), out=tmp_path / "run", **RUN_SETTINGS | {"k": 1})
     teachers = [training for training in RunFolder(result.folder).trainings() if training.branch]

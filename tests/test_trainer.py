@@ -452,6 +452,27 @@ def test_a_training_of_one_step_is_at_its_start(tmp_path: Path) -> None:
     assert task.seen == [0]
 
 
+def test_images_are_mixed_as_they_were_also_after_a_stop(tmp_path: Path) -> None:
+    def mixing(
+        folder: str, loss: ClassificationLoss = binary_cross_entropy, mixup: float = 0.4
+    ) -> RunnableTrainer:
+        task = ClassificationTask(tiny_net(), list(range(4)), loss, mixup)
+        return make_trainer(tmp_path / folder, task=task, epochs=2, resume=ResumeConfig(steps=1))
+
+    undisturbed, plain = mixing("undisturbed"), mixing("plain", mixup=0)
+    undisturbed.run()
+    plain.run()
+    assert not equal_weights(undisturbed.task.model.state_dict(), plain.task.model.state_dict())
+    # two losses in each step: stopped in the third
+    with pytest.raises(KeyboardInterrupt):
+        mixing("stopped", failing_loss(5, raising(KeyboardInterrupt()))).run()
+    disturb_generators()
+    trainer = mixing("stopped")
+    assert trainer.state.step == 2
+    trainer.run()
+    assert equal_weights(trainer.task.model.state_dict(), undisturbed.task.model.state_dict())
+
+
 def test_what_was_done_of_an_epoch_is_not_loaded_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -409,6 +409,8 @@ class PartitionConfig(Section):
 class TrainConfig(Section):
     """One training. `train` holds for all; `baseline`, `teacher` and `student` override it key by key."""
 
+    later = frozenset({"mixup"})
+
     epochs: int = Field(40, ge=1)
     batch_size: int = Field(32, ge=2, description="batch norm needs two images at least")
     lr: float = Field(1e-3, gt=0, description="peak learning rate")
@@ -421,6 +423,12 @@ class TrainConfig(Section):
     gamma_neg: float = Field(4.0, ge=0, description="ASL: focal exponent of absent labels")
     gamma_pos: float = Field(0.0, ge=0, description="ASL: focal exponent of present labels")
     clip: float = Field(0.05, ge=0, lt=1, description="ASL: shift of the probability of absent labels")
+    mixup: float = Field(
+        0.0,
+        ge=0,
+        description="mix the images of a batch in pairs, and their losses, by a share from "
+        "Beta(mixup, mixup); 0 is off",
+    )
     reduction: Literal["mean", "sum"] = Field(
         "mean", description="of the loss over the images of a batch; with 'sum', rates depend on batch_size"
     )
@@ -643,6 +651,24 @@ class Config(Section):
             if (images := getattr(self, role).batch_size) < self.processes:
                 raise ValueError(
                     f"{role}.batch_size={images} is less than an image for each of processes={self.processes}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _mixed_images_are_not_on_the_disk(self) -> Self:
+        for role in ROLES:
+            settings: TrainConfig = getattr(self, role)
+            if settings.mixup == 0:
+                continue
+            if role == STUDENT and self.caches_logits:
+                raise ValueError(
+                    "student.mixup mixes images in every step, and the teachers' logits on the disk are of "
+                    "images by themselves: set distill.cache=off, or student.mixup=0"
+                )
+            if role != STUDENT and settings.frozen is not None and settings.views_come_again:
+                raise ValueError(
+                    f"{role}.mixup mixes images in every step, and the features of {role}.frozen on the disk "
+                    f"are of images by themselves: set {role}.views=null, or {role}.mixup=0"
                 )
         return self
 

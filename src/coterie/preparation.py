@@ -99,8 +99,8 @@ def branch_weights(config: Config) -> dict[str, float]:
 
 
 def branch_kind(branch: str) -> tuple[str, int]:
-    """The kind of a branch's groups, and its number among those of that kind: "co-occurrence.2" is the second,
-    "co-occurrence" the first.
+    """The kind of a branch's groups, and its number among those of that kind: "co-occurrence.2" is the
+    second, "co-occurrence" the first.
     """
     kind, _, number = branch.partition(".")
     return kind, int(number) if number.isdecimal() else 1

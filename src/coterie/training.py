@@ -58,7 +58,9 @@ def grouped(jobs: Sequence[Job], together: int, processes: int = 1) -> list[list
         settings = job.settings
         from_features = settings.frozen is not None and settings.views_come_again
         of_batches = (settings.batch_size, settings.views, settings.start, settings.frozen, from_features)
-        alike.setdefault((job.training.name == STUDENT, *of_batches), []).append(job)
+        # what is mixed needs images, where the others share the features of a frozen part
+        kind = (job.training.name == STUDENT, settings.mixup > 0)
+        alike.setdefault((*kind, *of_batches), []).append(job)
     groups = []
     for same in alike.values():
         size = min(together, -(-len(same) // processes))
@@ -348,7 +350,7 @@ class _Group:
     def _task(self, job: Job, model: nn.Module, taught: Taught | None) -> Task:
         loss = classification_loss(job.settings)
         if taught is None:
-            return ClassificationTask(model, self._columns(job.training), loss)
+            return ClassificationTask(model, self._columns(job.training), loss, job.settings.mixup)
         distill = self.config.distill
         return DistillationTask(
             model,
@@ -359,4 +361,5 @@ class _Group:
             distill.w,
             self.dataset.num_classes,
             distill.w_end,
+            job.settings.mixup,
         )
