@@ -1,5 +1,6 @@
 import json
 import warnings
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -214,24 +215,28 @@ def test_further_disoccurrence_groups_keep_other_pairs_together(method: str) -> 
     assert second.groups == ((0, 3), (1, 2))
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_further_disoccurrence_groups_lower_the_sum_of_two_shares(seed: int) -> None:
-    graph, pairs = random_graph(8, seed), np.zeros((8, 8))
-    before = [partition_labels(graph, 3, "dis-occurrence", seed=seed), partition_labels(graph, 3, "random")]
-    for partition in before:
-        for group in partition.groups:
-            pairs[np.ix_(group, group)] += 1
+@pytest.mark.parametrize(("c", "k", "seed"), [(8, 2, 5), (8, 2, 7), (9, 3, 2)])
+def test_further_disoccurrence_groups_lower_the_sum_of_two_shares(c: int, k: int, seed: int) -> None:
+    """Few labels on an image: neither share alone, nor the sum without weights, leads to these groups."""
+    graph = graph_of((np.random.default_rng(seed).random((60, c)) < 0.08).astype(np.int8))
+    before = [partition_labels(graph, k, kind, seed=seed) for kind in ("dis-occurrence", "random")]
+    pairs = np.zeros((c, c))
+    for group in [group for partition in before for group in partition.groups]:
+        pairs[np.ix_(group, group)] += 1
     np.fill_diagonal(pairs, 0)
 
-    def shares(groups: object) -> float:
-        return share_inside(graph.affinity(), groups) + share_inside(pairs, groups)  # type: ignore[arg-type]
+    def shares(groups: Sequence[Sequence[int]]) -> float:
+        return share_inside(graph.affinity(), groups) + share_inside(pairs, groups)
 
-    low, high = size_bounds(8, 3)
+    low, high = size_bounds(c, k)
     allowed = [
-        groups for groups in every_partition(8, 3) if all(low <= len(group) <= high for group in groups)
+        groups for groups in every_partition(c, k) if all(low <= len(group) <= high for group in groups)
     ]
-    found = partition_labels(graph, 3, "dis-occurrence", seed=seed, before=before)
+    found = partition_labels(graph, k, "dis-occurrence", seed=seed, before=before)
     assert shares(found.groups) == pytest.approx(min(map(shares, allowed)))
+    assert share_inside(graph.affinity(), found.groups) > min(
+        share_inside(graph.affinity(), groups) for groups in allowed
+    )
 
 
 @pytest.mark.parametrize("kind", METHODS)
