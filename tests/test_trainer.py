@@ -420,6 +420,59 @@ def test_a_training_stopped_at_any_step_ends_as_one_never_stopped(
     assert timeless[0] == timeless[1]
 
 
+class Watched(ClassificationTask):
+    """Remembers its progress in each step; stopped at one of them."""
+
+    def __init__(self, stop_at: int | None = None) -> None:
+        super().__init__(tiny_net(), list(range(4)), binary_cross_entropy)
+        self.seen: list[float] = []
+        self.stop_at = stop_at
+
+    def forward(self, *inputs: Any) -> dict[str, Tensor]:
+        self.seen.append(self.progress)
+        if len(self.seen) == self.stop_at:
+            raise KeyboardInterrupt
+        return super().forward(*inputs)
+
+
+def test_a_task_is_told_how_far_its_training_is_also_after_a_stop(tmp_path: Path) -> None:
+    task = Watched()
+    make_trainer(tmp_path / "undisturbed", task=task, epochs=2).run()
+    assert task.seen == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1])
+    with pytest.raises(KeyboardInterrupt):
+        make_trainer(tmp_path / "stopped", task=Watched(5), epochs=2, resume=ResumeConfig(steps=1)).run()
+    rest = Watched()
+    make_trainer(tmp_path / "stopped", task=rest, epochs=2).run()
+    assert rest.seen == task.seen[4:]
+
+
+def test_a_training_of_one_step_is_at_its_start(tmp_path: Path) -> None:
+    task = Watched()
+    make_trainer(tmp_path, task=task, epochs=1, batch_size=24).run()
+    assert task.seen == [0]
+
+
+def test_images_are_mixed_as_they_were_also_after_a_stop(tmp_path: Path) -> None:
+    def mixing(
+        folder: str, loss: ClassificationLoss = binary_cross_entropy, mixup: float = 0.4
+    ) -> RunnableTrainer:
+        task = ClassificationTask(tiny_net(), list(range(4)), loss, mixup)
+        return make_trainer(tmp_path / folder, task=task, epochs=2, resume=ResumeConfig(steps=1))
+
+    undisturbed, plain = mixing("undisturbed"), mixing("plain", mixup=0)
+    undisturbed.run()
+    plain.run()
+    assert not equal_weights(undisturbed.task.model.state_dict(), plain.task.model.state_dict())
+    # two losses in each step: stopped in the third
+    with pytest.raises(KeyboardInterrupt):
+        mixing("stopped", failing_loss(5, raising(KeyboardInterrupt()))).run()
+    disturb_generators()
+    trainer = mixing("stopped")
+    assert trainer.state.step == 2
+    trainer.run()
+    assert equal_weights(trainer.task.model.state_dict(), undisturbed.task.model.state_dict())
+
+
 def test_what_was_done_of_an_epoch_is_not_loaded_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
