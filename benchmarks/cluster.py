@@ -1,11 +1,13 @@
 """A run on a Ray cluster that loses two of its nodes, against the same run undisturbed.
 
-    python -m benchmarks.cluster [--folder FOLDER] [KEY=VALUE ...]
+    python -m benchmarks.cluster [--processes 1] [--folder FOLDER] [KEY=VALUE ...]
 
 A cluster of a head without CPUs and two nodes of one CPU each is started on this machine, each with
 processes and resources of its own, all bound to 127.0.0.1. A baseline, a teacher and a student are trained on
 it. The node of the teacher is killed (SIGKILL) in the middle of its second epoch, and so is that of the
 student; for each that is killed a new one joins. The undisturbed run trains in this process (engine=local).
+
+With `--processes 2` each training is done by two processes, one on each node, and the loss of one ends both.
 
 By default the nodes share the run folder. With storage=URL each has a folder of its own, and they share only
 what is at that URL.
@@ -132,10 +134,10 @@ def hashes(folder: Path) -> dict[str, str]:
     return {training.name: training.weights_sha256 for training in RunFolder(folder).trainings()}
 
 
-def undisturbed(folder: Path) -> dict[str, str]:
-    """The hashes of the run in this process."""
+def undisturbed(folder: Path, *words: str) -> dict[str, str]:
+    """The hashes of the run on this machine."""
     with one_thread():
-        run(load_config([*WORDS, f"out={folder}"]), builder=Interrupted)
+        run(load_config([*WORDS, f"out={folder}", *words]), builder=Interrupted)
     return hashes(folder)
 
 
@@ -175,14 +177,16 @@ def disturbed(cluster: Any, folder: Path, *words: str) -> tuple[dict[str, str], 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--processes", type=int, default=1, help="of each training (default %(default)s)")
     parser.add_argument("--folder", type=Path, help="for both runs; by default one that is removed again")
     parser.add_argument("words", nargs="*", metavar="KEY=VALUE", help="further settings of the disturbed run")
     arguments = parser.parse_args()
     folder = arguments.folder
     with contextlib.nullcontext(folder) if folder else tempfile.TemporaryDirectory() as place:
-        expected = undisturbed(Path(place) / "undisturbed")
+        width = f"processes={arguments.processes}"
+        expected = undisturbed(Path(place) / "undisturbed", width)
         with two_nodes() as cluster:
-            found, printed = disturbed(cluster, Path(place) / "disturbed", *arguments.words)
+            found, printed = disturbed(cluster, Path(place) / "disturbed", width, *arguments.words)
     print(printed)
     lost = [name for name in VICTIMS if f"{name}: its process or its node died" in printed]
     for name, sha256 in expected.items():

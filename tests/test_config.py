@@ -101,7 +101,7 @@ def test_a_wrong_value_is_named_with_its_key_and_what_it_must_be(word: str, expe
 
 def test_a_method_of_a_partition_is_one_that_its_branch_has() -> None:
     assert message("partition.co_method=balanced", "partition.dis_method=typo").splitlines() == [
-        "setting 'partition.co_method' must be 'normalized-cut' or 'paper', got 'balanced'",
+        "setting 'partition.co_method' must be 'normalized-cut', 'balanced-cut' or 'paper', got 'balanced'",
         "setting 'partition.dis_method' must be 'balanced' or 'paper', got 'typo'",
     ]
     assert load_config(["partition.co_method=paper"]).partition.co_method == "paper"
@@ -189,10 +189,28 @@ def test_where_logits_are_kept_changes_no_student() -> None:
         assert inputs("distill.cache=on", f"distill.{other}") != inputs("distill.cache=on")
 
 
+def test_a_batch_has_an_image_for_each_process() -> None:
+    assert load_config(["processes=32"]).processes == 32
+    with pytest.raises(ConfigError, match=r"student\.batch_size=7 is less than an image for each"):
+        load_config(["processes=8", "student.batch_size=7"])
+
+
 def test_the_baseline_cannot_start_from_itself() -> None:
     assert load_config(["teacher.start=baseline"]).student.start == "model"
     with pytest.raises(ConfigError, match=r"cannot start from itself: set teacher\.start=baseline"):
         load_config(["train.start=baseline"])
+
+
+def test_mixed_images_are_refused_where_the_disk_has_what_was_made_of_others() -> None:
+    assert load_config(["train.mixup=0.2", "train.epochs=4"]).teacher.mixup == 0.2
+    load_config(["student.mixup=0.2", "student.views=2", "student.epochs=4", "distill.cache=off"])
+    load_config(["teacher.mixup=0.2", "teacher.frozen=backbone.layer3"])  # each view is a new one
+    with pytest.raises(ConfigError, match=r"^student\.mixup mixes .* set distill\.cache=off, or"):
+        load_config(["student.mixup=0.2", "student.views=2", "student.epochs=4"])
+    frozen = ["train.frozen=backbone.layer3", "train.views=2", "train.epochs=4", "distill.cache=off"]
+    load_config([*frozen, "student.mixup=0.2"])
+    with pytest.raises(ConfigError, match=r"^teacher\.mixup mixes .* of teacher\.frozen on the disk .*views"):
+        load_config([*frozen, "teacher.mixup=0.2"])
 
 
 def test_data_and_model_have_short_forms_that_leave_their_other_settings() -> None:

@@ -144,6 +144,15 @@ def test_trainings_on_features_are_not_grouped_with_those_on_images() -> None:
     assert grouped(same, together=2) == [same]
 
 
+def test_trainings_on_mixed_images_are_not_grouped_with_those_that_share_features() -> None:
+    settings = TrainConfig(frozen="norm")
+    jobs = [
+        Job(Training(f"teachers/co-occurrence-{number}", ("a",)), chosen, "key")
+        for number, chosen in enumerate((settings, settings.model_copy(update={"mixup": 0.2}), settings))
+    ]
+    assert grouped(jobs, together=3) == [[jobs[0], jobs[2]], [jobs[1]]]
+
+
 def test_a_student_with_a_frozen_part_learns_from_features_and_logits(run_copy: Run, tmp_path: Path) -> None:
     own = ("student.start=baseline", "student.frozen=norm", "student.views=1")
     made = run(config_of(run_copy, tmp_path / "new", *FROZEN, *own))

@@ -77,7 +77,7 @@ def start(folder: Path, builder: Any, only: Any = None) -> tuple[list[dict[str, 
     multiprocessing.set_forkserver_preload(["coterie.sidebyside"])
     context = multiprocessing.get_context("forkserver")
     processes = [
-        context.Process(target=be_one, args=(meeting.environment(rank), folder, builder, only))
+        context.Process(target=be_one, args=(meeting.environment(rank, rank), folder, builder, only))
         for rank in range(2)
     ]
     for process in processes:

@@ -10,7 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from coterie.losses import asymmetric_loss, bernoulli_kl, binary_cross_entropy, squared_error
+from coterie.losses import (
+    asymmetric_loss,
+    bernoulli_kl,
+    binary_cross_entropy,
+    squared_error,
+    weigh_by_precision,
+)
 
 CLASSIFICATION = [
     binary_cross_entropy,
@@ -184,6 +190,37 @@ def test_the_loss_of_branches_and_its_gradient_are_the_weighted_sum_of_those_of_
 
     torch.testing.assert_close(together(z, teachers), one_by_one(z, teachers))
     torch.testing.assert_close(gradient(together, z, teachers), gradient(one_by_one, z, teachers))
+
+
+@pytest.mark.parametrize("loss", DISTILLATION_OF_BRANCHES)
+def test_weights_by_label_weigh_each_label_on_its_own(
+    loss: Callable[[Tensor, Tensor, Tensor], Tensor],
+) -> None:
+    z, teachers = logits(4, 3), logits(2, 4, 3, seed=2)
+    weights = torch.tensor([[0.2, 0.5, 1.0], [0.8, 0.5, 0.0]])
+
+    def label_by_label(z: Tensor, teachers: Tensor) -> Tensor:
+        return torch.stack([loss(z[:, [c]], teachers[..., [c]], weights[:, c]) for c in range(3)]).sum()
+
+    def together(z: Tensor, teachers: Tensor) -> Tensor:
+        return loss(z, teachers, weights)
+
+    torch.testing.assert_close(together(z, teachers), label_by_label(z, teachers))
+    torch.testing.assert_close(gradient(together, z, teachers), gradient(label_by_label, z, teachers))
+
+
+def test_branches_are_weighed_by_their_precision_to_a_power() -> None:
+    weights = torch.tensor([0.25, 0.75])
+    precision = torch.tensor([[0.8, 0.6, 0.5, math.nan], [0.4, 0.2, 0.5, math.nan]])
+    # 0.25 * 0.8 : 0.75 * 0.4 is 2 : 3, and 0.25 * 0.6 : 0.75 * 0.2 is 1 : 1
+    expected = torch.tensor([[0.4, 0.5, 0.25, 0.25], [0.6, 0.5, 0.75, 0.75]])
+    torch.testing.assert_close(weigh_by_precision(weights, precision, 1), expected)
+    # 0.25 * 0.64 : 0.75 * 0.16 is 4 : 3, and 0.25 * 0.36 : 0.75 * 0.04 is 3 : 1
+    expected = torch.tensor([[4 / 7, 0.75, 0.25, 0.25], [3 / 7, 0.25, 0.75, 0.75]])
+    torch.testing.assert_close(weigh_by_precision(weights, precision, 2), expected)
+    torch.testing.assert_close(weigh_by_precision(weights, precision, 0), weights[:, None].expand(2, 4))
+    one_each = torch.tensor([[1, 1, 0.25, 0.25], [0, 0, 0.75, 0.75]])
+    torch.testing.assert_close(weigh_by_precision(weights, precision, 1e4), one_each)
 
 
 @pytest.mark.parametrize("loss", DISTILLATION_OF_BRANCHES)

@@ -51,6 +51,7 @@ from coterie.models.factory import ModelFactory
 from coterie.pipeline import Run, run
 from coterie.preparation import diagnose_partitions, make_partitions, training_graph
 from coterie.runfolder import METRICS_FILE, RunFolder, Training
+from coterie.stages import BRANCHES
 from coterie.states import read_state
 from coterie.trainer import Trainer, predict_logits
 from coterie.training import Failed, Job, Workshop
@@ -503,6 +504,39 @@ def test_with_all_weight_on_one_branch_the_other_is_not_trained(finished_run: Ru
     ]
     assert list(result.metrics["test"]) == ["baseline", "CGP teachers", "student"]
     assert result.metrics["test"]["CGP teachers"] == finished_run.metrics["test"]["CGP teachers"]
+
+
+def test_repeats_of_the_groups_have_teachers_of_their_own(
+    finished_run: Run, run_copy: Run, trained: list[str]
+) -> None:
+    result = run(config_of(run_copy, "partition.repeats=2"), update=True)
+    further = [f"teachers/{branch}.2-{index}" for branch in BRANCHES for index in range(2)]
+    assert trained == [*further, "student"]
+    names = [training.name for training in RunFolder(result.folder).trainings()]
+    assert names == [*TRAININGS[:-1], *further, "student"]
+    for branch in BRANCHES:
+        teachers = [t for t in RunFolder(result.folder).trainings() if t.branch == f"{branch}.2"]
+        first, second = (
+            json.loads((result.folder / PARTITIONS / f"{name}.json").read_text())["groups"]
+            for name in (branch, f"{branch}.2")
+        )
+        assert [list(teacher.class_names) for teacher in teachers] == second != first
+    assert list(result.metrics["test"]) == list(finished_run.metrics["test"])
+    assert result.metrics["test"]["CGP teachers"] != finished_run.metrics["test"]["CGP teachers"]
+    assert result.metrics["test"]["student"] != finished_run.metrics["test"]["student"]
+
+
+def test_a_student_of_mixed_images_learns_from_the_same_teachers(
+    finished_run: Run, run_copy: Run, trained: list[str]
+) -> None:
+    result = run(config_of(run_copy, "student.mixup=0.5"), update=True)
+    assert trained == ["student"]
+    assert result.metrics["test"]["student"] != finished_run.metrics["test"]["student"]
+    assert result.metrics["test"]["baseline"] == finished_run.metrics["test"]["baseline"]
+    trained.clear()
+    result = run(config_of(run_copy, "train.mixup=0.5", "together=5"), update=True)
+    assert trained == TRAININGS
+    assert result.metrics["test"]["baseline"] != finished_run.metrics["test"]["baseline"]
 
 
 def test_one_group_is_plain_self_distillation(tmp_path: Path) -> None:

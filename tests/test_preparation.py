@@ -9,6 +9,7 @@ from coterie.config import Config, load_config
 from coterie.data.dataset import MultiLabelDataset
 from coterie.diagnostics import describe_partition, seed_agreement
 from coterie.preparation import (
+    branch_kind,
     branch_weights,
     diagnose_partitions,
     make_partition,
@@ -85,6 +86,43 @@ def test_with_one_group_there_is_one_branch_whatever_a_is() -> None:
         assert branch_weights(config("k=1", f"distill.a={a}")) == {"co-occurrence": 1.0}
     assert branch_weights(config("distill.a=0.3")) == {"co-occurrence": 0.3, "dis-occurrence": 0.7}
     assert list(branch_weights(config("distill.a=0"))) == ["dis-occurrence"]
+
+
+def test_every_repeat_is_a_branch_of_its_own_with_its_part_of_the_weight() -> None:
+    assert branch_weights(config("distill.a=0.3", "partition.repeats=2")) == {
+        "co-occurrence": 0.15,
+        "dis-occurrence": 0.35,
+        "co-occurrence.2": 0.15,
+        "dis-occurrence.2": 0.35,
+    }
+    assert branch_weights(config("k=1", "partition.repeats=2")) == {
+        "co-occurrence": 0.5,
+        "co-occurrence.2": 0.5,
+    }
+    assert list(branch_weights(config("distill.a=1", "partition.repeats=3"))) == [
+        "co-occurrence",
+        "co-occurrence.2",
+        "co-occurrence.3",
+    ]
+
+
+def test_the_name_of_a_branch_has_its_kind_and_number() -> None:
+    assert branch_kind("dis-occurrence") == ("dis-occurrence", 1)
+    assert branch_kind("co-occurrence.12") == ("co-occurrence", 12)
+
+
+@pytest.mark.parametrize("words", [(), ("partition.random=same-sizes",), ("partition.random=equal-sizes",)])
+def test_repeats_keep_the_first_groups_and_other_pairs_together(
+    dataset: MultiLabelDataset, words: tuple[str, ...]
+) -> None:
+    once = make_partitions(config(*words), dataset)
+    made = make_partitions(config(*words, "partition.repeats=3"), dataset)
+    assert {kind: made[kind] for kind in BRANCHES} == once
+    for kind in BRANCHES:
+        three = [made[kind], made[f"{kind}.2"], made[f"{kind}.3"]]
+        assert seed_agreement(three)["mean"] < 0.1
+        assert seed_agreement(three)["lowest"] < 0.1
+    assert made["co-occurrence.2"].groups != made["dis-occurrence.2"].groups
 
 
 def test_partitions_are_described_with_the_agreement_of_seeds(dataset: MultiLabelDataset) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import io
+import re
 import socket
 import tempfile
 from collections.abc import Iterator
@@ -12,15 +14,21 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from benchmarks import cluster as disturbance
+from rich.console import Console
+from safetensors.torch import load_file
 
-from coterie.config import load_config
+from coterie.checkpoint import WEIGHTS_FILE
+from coterie.config import TrainConfig, load_config
 from coterie.engine import make_engine
 from coterie.errors import ConfigError, RunError
 from coterie.models.factory import make_factory
 from coterie.pipeline import run
-from coterie.ray_engine import RayEngine, _Parts, connect, own_temporary_folder, stay_on_this_machine
-from coterie.runfolder import RunFolder
+from coterie.progress import Bars
+from coterie.ray_engine import RayEngine, _Parts, _Tasks, connect, own_temporary_folder, stay_on_this_machine
+from coterie.runfolder import RunFolder, Training
+from coterie.training import Job
 from tests.tiny import RUN_WORDS, write_table
 
 stay_on_this_machine()
@@ -60,6 +68,24 @@ def test_nodes_that_are_killed_change_no_weights(cluster: Any, tmp_path: Path) -
     assert not list(place.parent.glob("state-*"))
 
 
+def test_two_nodes_do_a_training_together(cluster: Any, tmp_path: Path) -> None:
+    table = write_table(tmp_path / "photos")
+    words = [*RUN_WORDS, f"data={table}", "k=1", "model=tests.tiny:Steady"]
+    on_ray = ["engine=ray", f"ray.address={cluster.address}", "processes=2", "retries=5"]
+    on_ray += [f"storage=file://{tmp_path}/storage", f"ray.work_dir={tmp_path}/nodes"]
+    printed = Console(file=io.StringIO(), width=200)
+    run(load_config([*words, *on_ray, f"out={tmp_path / 'together'}"]), only=("baseline",), console=printed)
+    run(load_config([*words, f"out={tmp_path / 'alone'}"]), only=("baseline",))
+    assert isinstance(printed.file, io.StringIO)
+    nodes = re.findall(r"baseline \([12] of 2\): on .*, node (\w+)", printed.file.getvalue())
+    assert len(set(nodes)) == 2
+    paths = (tmp_path / name / "baseline" / WEIGHTS_FILE for name in ("together", "alone"))
+    together, alone = map(load_file, paths)
+    assert together.keys() == alone.keys()
+    for name, weights in alone.items():
+        torch.testing.assert_close(together[name], weights, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.usefixtures("cluster")  # where Ray does not start, that has skipped
 def test_a_cluster_for_the_run_alone_is_reached_from_nowhere_else_and_ends_with_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -95,7 +121,7 @@ def test_a_training_that_no_node_can_hold_is_refused_before_any_work(cluster: An
     table = write_table(tmp_path / "photos")
     words = [*RUN_WORDS, f"data={table}", f"out={tmp_path / 'run'}"]
     words += ["engine=ray", f"ray.address={cluster.address}", "ray.gpus=0.5"]
-    with pytest.raises(ConfigError, match=r"no node of the Ray cluster has 1 CPU and 0\.5 GPU"):
+    with pytest.raises(ConfigError, match=r"nodes of the Ray cluster have not 1 CPU and 0\.5 GPU"):
         run(load_config(words))
     assert not (tmp_path / "run" / "config.yaml").exists()
 
@@ -113,6 +139,37 @@ def test_two_trainings_of_half_a_gpu_fit_on_one() -> None:
     assert engine._room({"CPU": 16, "GPU": 1}) == 2
     assert engine._room({"CPU": 3, "GPU": 1}) == 1
     assert engine._room({"CPU": 16}) == 0
+
+
+STATED, CRASH, DEATH = ("failed", "the disk is full", None), ("failed", "KeyError: 1", "trace"), "it died"
+
+
+@pytest.mark.parametrize(
+    ("failures", "deaths", "told", "again"),
+    [
+        ([CRASH, STATED], [DEATH], "the disk is full", False),
+        ([CRASH], [DEATH], "it died", True),
+        ([CRASH], [], "KeyError: 1 (all of it in ", True),
+        ([], [], "its task ended early", True),
+    ],
+)
+def test_of_tasks_that_end_together_the_one_that_says_what_is_wrong_is_believed(
+    failures: list[Any], deaths: list[str], told: str, again: bool, tmp_path: Path
+) -> None:
+    job = Job(Training("baseline", ("a",)), TrainConfig(), "key")
+    workshop: Any = SimpleNamespace(folder=tmp_path)
+    tasks = _Tasks([], [job], workshop, Bars(Console(quiet=True)))
+    tasks._failures, tasks._deaths = failures, deaths
+    tasks.listen()
+    assert tasks.ended
+    assert tasks.failure.startswith(told)
+    assert tasks.crashed == again
+
+
+def test_half_a_gpu_is_not_enough_for_one_of_several_processes() -> None:
+    config = load_config(["engine=ray", "ray.address=auto", "processes=2", "ray.gpus=0.5"])
+    with pytest.raises(ConfigError, match=r"each needs a GPU of its own; set ray\.gpus=1, or processes=1"):
+        make_engine(config).prepare(make_factory(config.model))
 
 
 def test_a_temporary_folder_that_is_not_ones_own_is_refused(

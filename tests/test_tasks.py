@@ -8,7 +8,14 @@ from torch import Tensor, nn
 
 from coterie.config import DistillConfig, TrainConfig
 from coterie.losses import asymmetric_loss, bernoulli_kl, binary_cross_entropy, squared_error
-from coterie.tasks import ClassificationTask, DistillationTask, classification_loss, distillation_loss
+from coterie.seeding import seed_everything
+from coterie.tasks import (
+    ClassificationTask,
+    DistillationTask,
+    Mixture,
+    classification_loss,
+    distillation_loss,
+)
 from coterie.teachers import Branch, Teachers
 
 
@@ -43,6 +50,7 @@ def task_of(teachers: Teachers | None, settings: DistillConfig) -> DistillationT
         distillation_loss(settings),
         settings.w,
         num_classes=2,
+        w_end=settings.w_end,
     )
 
 
@@ -82,6 +90,14 @@ def test_the_students_loss_is_the_formula() -> None:
         assert outputs["loss"].item() == pytest.approx(hand_made_loss(settings), rel=1e-5)
 
 
+def test_w_goes_to_its_end_in_equal_parts() -> None:
+    task = distillation_task(DistillConfig(w=0.2, w_end=0.8))
+    for progress, w in ((0, 0.2), (0.5, 0.5), (0.75, 0.65), (1, 0.8)):
+        task.progress = progress
+        expected = hand_made_loss(DistillConfig(w=w))
+        assert task(IMAGES, TARGETS)["loss"].item() == pytest.approx(expected, rel=1e-5)
+
+
 def test_the_parts_of_the_students_loss_are_named_and_add_up() -> None:
     outputs = distillation_task(DistillConfig(w=0.3, a=0.8))(IMAGES, TARGETS)
     assert set(outputs) == {"loss", "logits", "cls", "kd"}
@@ -96,6 +112,95 @@ def test_logits_that_come_with_the_batch_give_the_loss_of_the_teachers_that_gave
     assert from_batch["loss"] == from_teachers["loss"]
     with pytest.raises(ValueError, match="neither teachers and images, nor the logits"):
         task_of(None, settings)(IMAGES, TARGETS)
+
+
+class Pooled(nn.Module):
+    """The mean of each colour [B, 3] as logits, and what was seen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(3))
+        self.seen: list[Tensor] = []
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.seen.append(images)
+        return images.mean(dim=(2, 3)) * self.scale
+
+
+COLOURED = torch.randn(5, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+OF_COLOURED = torch.tensor([[1, 0, 0], [0, 1, -1], [1, 1, 0], [0, 0, 1], [-1, 1, 0]], dtype=torch.int8)
+
+
+def soft_cross_entropy(logits: Tensor, mixture: Mixture) -> Tensor:
+    """Cross-entropy against the mixed targets, without the labels that are unknown in one image."""
+    first, second = OF_COLOURED.double(), OF_COLOURED[mixture.order].double()
+    soft = mixture.share * first + (1 - mixture.share) * second
+    p = logits.double().sigmoid()
+    losses = -soft * p.log() - (1 - soft) * (1 - p).log()
+    return losses[(first >= 0) & (second >= 0)].sum() / len(logits)
+
+
+def test_a_mixed_batch_has_the_cross_entropy_of_mixed_targets(monkeypatch: pytest.MonkeyPatch) -> None:
+    mixture = Mixture(0.3, torch.tensor([2, 0, 1, 4, 3]))
+    monkeypatch.setattr(Mixture, "drawn", lambda alpha, _: mixture if alpha == 0.2 else None)
+    model = Pooled()
+    outputs = ClassificationTask(model, [0, 1, 2], binary_cross_entropy, 0.2)(COLOURED, OF_COLOURED)
+    torch.testing.assert_close(model.seen[0][0], 0.3 * COLOURED[0] + 0.7 * COLOURED[2])
+    torch.testing.assert_close(outputs["logits"], model(model.seen[0]))
+    expected = soft_cross_entropy(outputs["logits"], mixture)
+    assert outputs["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
+    columns = ClassificationTask(model, [2], asymmetric_loss, 0.2)(COLOURED, OF_COLOURED)
+    first, second = OF_COLOURED[:, [2]].clone(), OF_COLOURED[mixture.order][:, [2]]
+    first[2] = second[1] = -1  # the second image is unknown there, and it is mixed into the third
+    parts = [asymmetric_loss(columns["logits"], targets) for targets in (first, second)]
+    torch.testing.assert_close(columns["loss"], 0.3 * parts[0] + 0.7 * parts[1])
+
+
+def test_teachers_and_student_see_the_same_mixed_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    mixture = Mixture(0.6, torch.tensor([1, 2, 3, 4, 0]))
+    monkeypatch.setattr(Mixture, "drawn", lambda *_: mixture)
+    student, teacher = Pooled(), Pooled()
+    branch = Branch([(teacher, ("a", "b", "c"))], ("a", "b", "c"))
+    settings = DistillConfig(w=0.25)
+    task = DistillationTask(
+        student,
+        Teachers([branch]),
+        [1.0],
+        binary_cross_entropy,
+        distillation_loss(settings),
+        settings.w,
+        num_classes=3,
+        mixup=1.0,
+    )
+    outputs = task(COLOURED, OF_COLOURED)
+    assert torch.equal(student.seen[0], teacher.seen[0])
+    torch.testing.assert_close(student.seen[0], 0.6 * COLOURED + 0.4 * COLOURED.roll(-1, dims=0))
+    assert outputs["kd"].item() == pytest.approx(0, abs=1e-6)  # both have the same weights
+    expected = 0.75 * soft_cross_entropy(outputs["logits"], mixture)
+    assert outputs["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_what_is_mixed_is_images_and_not_what_was_made_of_them() -> None:
+    known = torch.tensor([[CO, CO], [DIS, DIS]])
+    task = task_of(None, DistillConfig())
+    task.mixup = 1.0
+    with pytest.raises(ValueError, match="not those of mixed images"):
+        task(IMAGES, TARGETS, False, known)
+    with pytest.raises(ValueError, match="mixup needs images"):
+        task(IMAGES, TARGETS, True)
+    assert not ClassificationTask(Pooled(), [0], binary_cross_entropy).needs_images
+    assert ClassificationTask(Pooled(), [0], binary_cross_entropy, 0.1).needs_images
+
+
+def test_the_share_of_a_mixture_is_from_its_distribution_and_the_order_is_one() -> None:
+    seed_everything(0)
+    drawn = [Mixture.drawn(0.5, COLOURED) for _ in range(2000)]
+    shares = torch.tensor([mixture.share for mixture in drawn])
+    # of Beta(a, a): mean 1/2, variance 1 / (4 (2 a + 1))
+    assert shares.mean().item() == pytest.approx(0.5, abs=0.03)
+    assert shares.var().item() == pytest.approx(1 / 8, abs=0.01)
+    assert all(mixture.order.sort().values.tolist() == [0, 1, 2, 3, 4] for mixture in drawn)
+    assert len({tuple(mixture.order.tolist()) for mixture in drawn}) == 120
 
 
 def test_only_the_student_gets_a_gradient() -> None:

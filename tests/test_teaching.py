@@ -9,11 +9,13 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from rich.console import Console
+from sklearn.metrics import average_precision_score
 from torch import Tensor
 
 from coterie.checkpoint import load_model
@@ -26,6 +28,7 @@ from coterie.models.folding import relative_error
 from coterie.pipeline import Run, run
 from coterie.preparation import teacher_weights
 from coterie.progress import Bars
+from coterie.tasks import DistillationTask
 from coterie.teachers import Branch, Teachers
 from coterie.teaching import LOGITS_FOLDER, Teaching
 from coterie.view_cache import TaughtBatches, ViewCache
@@ -232,6 +235,60 @@ def test_the_baseline_is_a_third_teacher_by_its_weight(
     images = torch.rand(5, 3, SIDE, SIDE)
     with torch.no_grad():
         torch.testing.assert_close(made[0](images)[2], own.eval()(images), rtol=1e-4, atol=1e-5)
+
+
+def test_branches_are_weighed_by_their_teachers_precision_on_validation() -> None:
+    lesson = teaching("distill.ap_power=2", "distill.a=0.3")
+    dataset = lesson.images.dataset
+    validation = dataset.indices("val")
+    targets = dataset.targets[validation]
+    targets[:, 3] = np.minimum(targets[:, 3], 0)
+    dataset.targets[validation] = targets  # no positive of the last label
+    targets[0, 0] = dataset.targets[validation[0], 0] = -1
+    pixels = torch.stack([Views(lesson.images)[0, int(index)].pixels for index in validation])
+    logits = [load_branch(kind)(as_images(lesson, pixels)).numpy() for kind in KINDS]
+    expected = []
+    for label in range(3):
+        known = targets[:, label] >= 0
+        co, dis = (average_precision_score(targets[known, label], of[known, label]) ** 2 for of in logits)
+        share = 0.3 * co / (0.3 * co + 0.7 * dis)
+        expected.append([share, 1 - share])
+    weights = lesson.weights()
+    np.testing.assert_allclose(weights.numpy().T, [*expected, [0.3, 0.7]], rtol=1e-6)
+    assert not np.allclose(weights[0, :3], 0.3, atol=0.01)
+    loaded = lesson.teachers(KINDS)
+    assert torch.equal(replace(lesson, load=no_branch).weights(loaded), weights)
+
+
+def no_branch(_: str) -> Branch:
+    raise AssertionError
+
+
+@pytest.mark.parametrize("words", [(), ("distill.ap_power=2", "k=1"), ("distill.ap_power=2", "distill.a=1")])
+def test_no_teacher_is_asked_for_weights_that_it_does_not_change(words: tuple[str, ...]) -> None:
+    lesson = replace(teaching(*words), load=no_branch)
+    assert lesson.weights().tolist() == list(teacher_weights(lesson.config).values())
+
+
+@pytest.mark.parametrize("words", [(), CACHED])
+def test_a_student_learns_with_the_weights_of_each_label(
+    run_copy: Run, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    seen: list[Tensor] = []
+    plain = DistillationTask.forward
+
+    def recorded(self: DistillationTask, *inputs: Any, **named: Any) -> dict[str, Tensor]:
+        seen.append(self.weights)
+        return plain(self, *inputs, **named)
+
+    monkeypatch.setattr(DistillationTask, "forward", recorded)
+    config = config_of(run_copy, run_copy.folder, "distill.ap_power=4", "distill.baseline=0.2", *words)
+    run(config, update=True)
+    others = {path.name.split("-")[0] for path in (run_copy.folder / "archive").iterdir()}
+    assert others == {"student"}
+    assert {weights.shape for weights in seen} == {(3, 4)}
+    torch.testing.assert_close(seen[0].sum(dim=0), torch.ones(4))
+    assert (seen[0] - seen[0][:, :1]).abs().max() > 0.01
 
 
 def test_the_cache_changes_a_student_by_rounding_alone(run_copy: Run) -> None:

@@ -24,7 +24,7 @@ from coterie.lockstep import train
 from coterie.losses import ClassificationLoss, binary_cross_entropy
 from coterie.states import DIVERGED_FILE, PATTERN, States, read_state
 from coterie.tasks import ClassificationTask
-from coterie.trainer import _Recent, make_fabric, make_optimizer, make_scheduler, prepare
+from coterie.trainer import _Recent, check_devices, make_fabric, make_optimizer, make_scheduler, prepare
 from tests.tiny import RunnableTrainer, cpu_fabric, equal_weights, make_dataset, make_trainer, tiny_net
 
 STEPS_IN_AN_EPOCH = 3  # 24 training images in batches of 8
@@ -420,6 +420,59 @@ def test_a_training_stopped_at_any_step_ends_as_one_never_stopped(
     assert timeless[0] == timeless[1]
 
 
+class Watched(ClassificationTask):
+    """Remembers its progress in each step; stopped at one of them."""
+
+    def __init__(self, stop_at: int | None = None) -> None:
+        super().__init__(tiny_net(), list(range(4)), binary_cross_entropy)
+        self.seen: list[float] = []
+        self.stop_at = stop_at
+
+    def forward(self, *inputs: Any) -> dict[str, Tensor]:
+        self.seen.append(self.progress)
+        if len(self.seen) == self.stop_at:
+            raise KeyboardInterrupt
+        return super().forward(*inputs)
+
+
+def test_a_task_is_told_how_far_its_training_is_also_after_a_stop(tmp_path: Path) -> None:
+    task = Watched()
+    make_trainer(tmp_path / "undisturbed", task=task, epochs=2).run()
+    assert task.seen == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1])
+    with pytest.raises(KeyboardInterrupt):
+        make_trainer(tmp_path / "stopped", task=Watched(5), epochs=2, resume=ResumeConfig(steps=1)).run()
+    rest = Watched()
+    make_trainer(tmp_path / "stopped", task=rest, epochs=2).run()
+    assert rest.seen == task.seen[4:]
+
+
+def test_a_training_of_one_step_is_at_its_start(tmp_path: Path) -> None:
+    task = Watched()
+    make_trainer(tmp_path, task=task, epochs=1, batch_size=24).run()
+    assert task.seen == [0]
+
+
+def test_images_are_mixed_as_they_were_also_after_a_stop(tmp_path: Path) -> None:
+    def mixing(
+        folder: str, loss: ClassificationLoss = binary_cross_entropy, mixup: float = 0.4
+    ) -> RunnableTrainer:
+        task = ClassificationTask(tiny_net(), list(range(4)), loss, mixup)
+        return make_trainer(tmp_path / folder, task=task, epochs=2, resume=ResumeConfig(steps=1))
+
+    undisturbed, plain = mixing("undisturbed"), mixing("plain", mixup=0)
+    undisturbed.run()
+    plain.run()
+    assert not equal_weights(undisturbed.task.model.state_dict(), plain.task.model.state_dict())
+    # two losses in each step: stopped in the third
+    with pytest.raises(KeyboardInterrupt):
+        mixing("stopped", failing_loss(5, raising(KeyboardInterrupt()))).run()
+    disturb_generators()
+    trainer = mixing("stopped")
+    assert trainer.state.step == 2
+    trainer.run()
+    assert equal_weights(trainer.task.model.state_dict(), undisturbed.task.model.state_dict())
+
+
 def test_what_was_done_of_an_epoch_is_not_loaded_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -546,3 +599,12 @@ def test_a_device_that_is_not_there_is_refused() -> None:
             make_fabric(load_config(["device=cuda"]))
     with pytest.raises(ConfigError, match="use bf16 or fp32"):
         make_fabric(load_config(["device=cpu", "precision=fp16"]))
+
+
+def test_processes_that_do_a_training_together_need_a_device_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    check_devices(load_config(["processes=2"]))
+    check_devices(load_config(["processes=3", "device=cpu"]))
+    with pytest.raises(ConfigError, match="processes=3 need as many CUDA devices, and there are 2 here"):
+        check_devices(load_config(["processes=3"]))

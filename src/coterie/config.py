@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, Self, Union, get_args, get_origin
 from urllib.parse import urlsplit
 
 import yaml
@@ -78,6 +78,9 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
+    # Settings that came when there were trainings already: those at the defaults keep their keys.
+    later: ClassVar[frozenset[str]] = frozenset()
+
     @field_validator("*", mode="before")
     @classmethod
     def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
@@ -86,6 +89,11 @@ class Section(BaseModel):
         if isinstance(value, bool) and {int, float} & {annotation, *get_args(annotation)}:
             raise ValueError("be a number")
         return value
+
+    def inputs(self) -> dict[str, Any]:
+        """The plain values for the key of a training: all but those that came `later` and are not set."""
+        unset = {name for name in self.later if getattr(self, name) == type(self).model_fields[name].default}
+        return self.model_dump(mode="json", exclude=unset)
 
 
 class ScenesConfig(Section):
@@ -370,6 +378,8 @@ class ModelConfig(Section):
 class PartitionConfig(Section):
     """How labels are grouped; the methods are those of `coterie.partition_labels`."""
 
+    later = frozenset({"repeats"})
+
     root: float = Field(2.0, gt=0, description="root taken of the conditional probabilities")
     co_method: str | None = Field(
         None, description=f"of co-occurrence: {either(METHODS['co-occurrence'])}; by default the first"
@@ -379,6 +389,12 @@ class PartitionConfig(Section):
     )
     random: Literal["same-sizes", "equal-sizes"] | None = Field(
         None, description="control: groups at random, of the sizes that the methods give or of equal sizes"
+    )
+    repeats: int = Field(
+        1,
+        ge=1,
+        description="partitions of each branch, each with K teachers; the further ones keep other labels "
+        "together",
     )
 
     @field_validator("co_method", "dis_method")
@@ -393,6 +409,8 @@ class PartitionConfig(Section):
 class TrainConfig(Section):
     """One training. `train` holds for all; `baseline`, `teacher` and `student` override it key by key."""
 
+    later = frozenset({"mixup"})
+
     epochs: int = Field(40, ge=1)
     batch_size: int = Field(32, ge=2, description="batch norm needs two images at least")
     lr: float = Field(1e-3, gt=0, description="peak learning rate")
@@ -405,6 +423,12 @@ class TrainConfig(Section):
     gamma_neg: float = Field(4.0, ge=0, description="ASL: focal exponent of absent labels")
     gamma_pos: float = Field(0.0, ge=0, description="ASL: focal exponent of present labels")
     clip: float = Field(0.05, ge=0, lt=1, description="ASL: shift of the probability of absent labels")
+    mixup: float = Field(
+        0.0,
+        ge=0,
+        description="mix the images of a batch in pairs, and their losses, by a share from "
+        "Beta(mixup, mixup); 0 is off",
+    )
     reduction: Literal["mean", "sum"] = Field(
         "mean", description="of the loss over the images of a batch; with 'sum', rates depend on batch_size"
     )
@@ -453,11 +477,21 @@ class DistillConfig(Section):
     With the baseline as a third teacher of weight b, its kd is in the sum too, and the branches have 1 - b.
     """
 
+    later = frozenset({"ap_power", "w_end"})
+
     loss: Literal["bernoulli-kl", "squared-error"] = "bernoulli-kl"
     w: float = Field(0.5, ge=0, le=1, description="weight of the teachers against the labels")
+    w_end: float | None = Field(
+        None, ge=0, le=1, description="what w goes to, step by step in equal parts; null: it stays"
+    )
     a: float = Field(0.5, ge=0, le=1, description="weight of the co-occurrence branch against the other")
     baseline: float = Field(
         0.0, ge=0, lt=1, description="weight of the baseline as a third teacher against both branches"
+    )
+    ap_power: float = Field(
+        0.0,
+        ge=0,
+        description="weigh the teachers of each label by their validation AP for it, to this power; 0: not",
     )
     temperature: float = Field(1.0, gt=0, description="of the Bernoulli KL")
     seed: int | None = Field(
@@ -496,11 +530,11 @@ class RayConfig(Section):
         description="'local' starts Ray on this machine for the run, 'auto' takes the cluster that this "
         "machine is in, HOST:PORT another",
     )
-    cpus: float = Field(1.0, ge=0, description="CPUs that a training takes, and threads that it uses")
+    cpus: float = Field(1.0, ge=0, description="CPUs that a process takes, and threads that it uses")
     gpus: float | None = Field(
         None,
         ge=0,
-        description="GPUs that a training takes, 0.5 for two on one; null: 1 where the cluster has any",
+        description="GPUs that a process takes, 0.5 for two on one; null: 1 where the cluster has any",
     )
     work_dir: Path | None = Field(
         None,
@@ -620,6 +654,24 @@ class Config(Section):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _mixed_images_are_not_on_the_disk(self) -> Self:
+        for role in ROLES:
+            settings: TrainConfig = getattr(self, role)
+            if settings.mixup == 0:
+                continue
+            if role == STUDENT and self.caches_logits:
+                raise ValueError(
+                    "student.mixup mixes images in every step, and the teachers' logits on the disk are of "
+                    "images by themselves: set distill.cache=off, or student.mixup=0"
+                )
+            if role != STUDENT and settings.frozen is not None and settings.views_come_again:
+                raise ValueError(
+                    f"{role}.mixup mixes images in every step, and the features of {role}.frozen on the disk "
+                    f"are of images by themselves: set {role}.views=null, or {role}.mixup=0"
+                )
+        return self
+
     @property
     def view_seed(self) -> int:
         """The seed that the views of all trainings come from."""
@@ -634,7 +686,8 @@ class Config(Section):
 
     def distill_inputs(self) -> dict[str, Any]:
         """What of the distillation the student's weights depend on: not where its logits are kept."""
-        values = self.distill.model_dump(mode="json", exclude={"cache", "cache_dtype"})
+        values = self.distill.inputs()
+        del values["cache"], values["cache_dtype"]
         return values | {"cached": self.distill.cache_dtype if self.caches_logits else None}
 
     def cache_folder(self, run: Path, name: str) -> Path:

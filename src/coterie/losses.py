@@ -54,8 +54,9 @@ def asymmetric_loss(
 def squared_error(logits: Tensor, teacher_logits: Tensor, weights: Tensor) -> Tensor:
     """Squared error of raw logits [B, C] (PSD; Xu et al., IJCAI 2022), summed over labels.
 
-    `teacher_logits` [R, B, C] of R branches, with `weights` [R] that sum to 1. The gradient is that of one
-    target, their weighted mean; how far the branches are from it is added as a constant.
+    `teacher_logits` [R, B, C] of R branches, with `weights` [R], or [R, C] by label, that sum to 1. The
+    gradient is that of one target, their weighted mean; how far the branches are from it is added as a
+    constant.
     """
     teachers = teacher_logits.float()
     target = _mean(teachers, weights)
@@ -66,9 +67,10 @@ def squared_error(logits: Tensor, teacher_logits: Tensor, weights: Tensor) -> Te
 def bernoulli_kl(logits: Tensor, teacher_logits: Tensor, weights: Tensor, temperature: float = 1.0) -> Tensor:
     """KL(teacher || student) of one Bernoulli for each label, from logits [B, C], times temperature squared.
 
-    `teacher_logits` [R, B, C] of R branches, with `weights` [R] that sum to 1. The divergences from all of
-    them are the cross-entropy against the weighted mean of their probabilities, less their own entropies. The
-    square keeps the gradient's size when the temperature changes (Hinton et al., 2015, section 2).
+    `teacher_logits` [R, B, C] of R branches, with `weights` [R], or [R, C] by label, that sum to 1. The
+    divergences from all of them are the cross-entropy against the weighted mean of their probabilities, less
+    their own entropies. The square keeps the gradient's size when the temperature changes (Hinton et al.,
+    2015, section 2).
     """
     student = logits.float() / temperature
     teachers = teacher_logits.float() / temperature
@@ -77,15 +79,27 @@ def bernoulli_kl(logits: Tensor, teacher_logits: Tensor, weights: Tensor, temper
     return _reduce(own - _log_likelihood(student, target)) * temperature**2
 
 
+def weigh_by_precision(weights: Tensor, precision: Tensor, power: float) -> Tensor:
+    """The weights [R, C] of R branches by label: proportional to `weights` [R] times `precision` [R, C], the
+    average precision of each for the label, to the `power`. They sum to 1 over the branches.
+
+    A label without a precision (NaN), as it has no positive, keeps `weights`, which sum to 1.
+    """
+    plain = weights.double()[:, None].expand(precision.shape)
+    # by logarithms: a high power takes the precisions of all branches to 0
+    weighed = (plain.log() + power * precision.double().log()).softmax(dim=0)
+    return torch.where(precision.isnan(), plain, weighed).to(weights.dtype)
+
+
 def _log_likelihood(logits: Tensor, probability: Tensor) -> Tensor:
     """The expected log-likelihood of Bernoullis with `logits` where a label is there with `probability`."""
     return probability * functional.logsigmoid(logits) + (1 - probability) * functional.logsigmoid(-logits)
 
 
 def _mean(branches: Tensor, weights: Tensor) -> Tensor:
-    """The weighted mean of branches: [R, B, C] and [R] -> [B, C]."""
+    """The weighted mean of branches: [R, B, C] and [R] or [R, C] -> [B, C]."""
     # not a matrix product, which autocast would take to half precision
-    return (branches * weights[:, None, None]).sum(dim=0)
+    return (branches * weights.reshape(len(weights), 1, -1)).sum(dim=0)
 
 
 def _reduce(loss: Tensor) -> Tensor:

@@ -220,7 +220,7 @@ def _keep_diagnostics(
     """Write what the groups do, once: other seeds take as long as the groups themselves."""
     path = folder.path / PARTITIONS / DIAGNOSTICS_FILE
     groups = {kind: made.group_names for kind, made in partitions.items()}
-    settings = config.partition.model_dump(mode="json")
+    settings = config.partition.inputs()
     key = content_hash([asdict(inputs), groups, settings, config.k, config.seed])
     if read_keyed(path, key) is None:
         content = {

@@ -13,6 +13,7 @@ from coterie.data.reading import read_dataset, with_splits
 from coterie.data.splits import check_labels, filter_classes
 from coterie.diagnostics import describe_partition, seed_agreement
 from coterie.labels import CooccurrenceGraph, Partition, partition_labels
+from coterie.seeding import derive_seed
 
 # How many seeds the groups of a run are compared over.
 REPEATS = 3
@@ -41,20 +42,25 @@ def training_graph(dataset: MultiLabelDataset) -> CooccurrenceGraph:
     return _graphs[dataset]
 
 
-def make_partition(config: Config, graph: CooccurrenceGraph, kind: str, seed: int | None = None) -> Partition:
-    """The groups of the branch `kind` at `seed`, by default the config's.
+def make_partition(
+    config: Config, graph: CooccurrenceGraph, branch: str, seed: int | None = None
+) -> Partition:
+    """The groups of a branch at `seed`, by default the config's.
 
     With `partition.random` groups drawn at random, of the same sizes or of equal ones.
     """
     settings = config.partition
     seed = config.seed if seed is None else seed
+    kind, number = branch_kind(branch)
     method = settings.co_method if kind == "co-occurrence" else settings.dis_method
-    made = partition_labels(graph, config.k, kind, method, settings.root, seed)
+    made: list[Partition] = []
+    for _ in range(number):
+        made.append(partition_labels(graph, config.k, kind, method, settings.root, seed, before=made))
     if settings.random is None:
-        return made
+        return made[-1]
     # a seed for each branch, or both would draw the same groups where their sizes agree
-    drawn = 2 * seed + (kind == "dis-occurrence")
-    sizes = made.sizes if settings.random == "same-sizes" else None
+    drawn = 2 * seed + (kind == "dis-occurrence") if number == 1 else derive_seed(seed, "random", branch)
+    sizes = made[-1].sizes if settings.random == "same-sizes" else None
     return partition_labels(graph, config.k, "random", None, settings.root, drawn, sizes)
 
 
@@ -78,11 +84,26 @@ def branch_weights(config: Config) -> dict[str, float]:
     """The weight of each branch in the student's loss; a branch of weight 0 is not trained.
 
     With K = 1 both branches would be the one group of all labels: one teacher then, plain self-distillation.
+    Each of `partition.repeats` is a branch of its own, with its part of the weight.
     """
-    if config.k == 1:
-        return {"co-occurrence": 1.0}
     weights = {"co-occurrence": config.distill.a, "dis-occurrence": 1 - config.distill.a}
-    return {kind: weight for kind, weight in weights.items() if weight > 0}
+    if config.k == 1:
+        weights = {"co-occurrence": 1.0}
+    repeats = config.partition.repeats
+    return {
+        kind if number == 1 else f"{kind}.{number}": weight / repeats
+        for number in range(1, repeats + 1)
+        for kind, weight in weights.items()
+        if weight > 0
+    }
+
+
+def branch_kind(branch: str) -> tuple[str, int]:
+    """The kind of a branch's groups, and its number among those of that kind: "co-occurrence.2" is the
+    second, "co-occurrence" the first.
+    """
+    kind, _, number = branch.partition(".")
+    return kind, int(number) if number.isdecimal() else 1
 
 
 def teacher_weights(config: Config) -> dict[str, float]:

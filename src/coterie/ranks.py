@@ -92,30 +92,32 @@ def joined(ranks: Ranks, on_gpu: bool) -> Iterator[Store | None]:
 
 
 class Meeting:
-    """Where `size` processes that this one starts on its machine find each other, until it lets go of this.
+    """Where `size` processes that this one starts find each other, until it lets go of this: at an `address`
+    of this machine.
 
-    It is reached from this machine alone, as are the processes.
+    By default it is reached from this machine alone, as are the processes.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, address: str = LOOPBACK) -> None:
         self.size = size
+        self.address = address
         # a port that is free now may be taken before a process listens there; this one listens already
-        listener = socket.create_server((LOOPBACK, 0))
+        listener = socket.create_server((address, 0))
         self._store = TCPStore(
-            LOOPBACK,
+            address,
             listener.getsockname()[1],
             is_master=True,
             wait_for_workers=False,
             master_listen_fd=listener.detach(),
         )
 
-    def environment(self, rank: int) -> dict[str, str]:
-        """What the process of a rank has to have in its environment."""
-        own = {ADDRESS: LOOPBACK, PORT: self._store.port, RANK: rank, SIZE: self.size, LOCAL: rank}
+    def environment(self, rank: int, local: int) -> dict[str, str]:
+        """What the process of a rank has to have in its environment, where it takes the GPU `local`."""
+        own = {ADDRESS: self.address, PORT: self._store.port, RANK: rank, SIZE: self.size, LOCAL: local}
         # as of torchrun: the first of the processes need not listen itself
         values = {name: str(value) for name, value in own.items()} | {"TORCHELASTIC_USE_AGENT_STORE": "True"}
         loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), None)
-        if loopback is not None:
+        if self.address == LOOPBACK and loopback is not None:
             values |= {"GLOO_SOCKET_IFNAME": loopback, "NCCL_SOCKET_IFNAME": loopback}
         return values
 

@@ -12,8 +12,10 @@ import stat
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -27,6 +29,7 @@ from coterie.files import content_hash
 from coterie.mirror import Mirror
 from coterie.models.factory import ModelFactory
 from coterie.progress import Bars
+from coterie.ranks import Meeting, ranks_in
 from coterie.runfolder import Training, reset
 from coterie.training import Failed, Job, Workshop, grouped
 
@@ -38,11 +41,11 @@ SECONDS_TO_CONNECT = 30.0
 
 
 class RayEngine:
-    """A task for each group of trainings, with the resources that a training needs (`ray.cpus`, `ray.gpus`).
+    """A task for each group of trainings, with the resources that it needs (`ray.cpus`, `ray.gpus`), or
+    several that share its batches (`processes`).
 
     Ray decides where and when a task runs. The tasks see the images and the files of weights at the paths
-    that they have here, and so the run folder; with a `storage` each node has a folder of its own. The
-    student is one task too: `_start` is the place for a form of it that several tasks share.
+    that they have here, and so the run folder; with a `storage` each node has a folder of its own.
     """
 
     def __init__(self, config: Config) -> None:
@@ -55,8 +58,13 @@ class RayEngine:
         self._started = False
 
     def prepare(self, factory: ModelFactory) -> None:
-        if self.config.processes > 1:
-            raise ConfigError("processes of 2 and more need engine=local, or torchrun: see docs/processes.md")
+        if self.config.processes > 1 and self.config.ray.cpus == 0:
+            raise ConfigError("ray.cpus=0, but processes of 2 and more have to take some; set ray.cpus=1")
+        if self.config.processes > 1 and 0 < (self.config.ray.gpus or 0) < 1:
+            raise ConfigError(
+                f"ray.gpus={self.config.ray.gpus:g}, but of processes={self.config.processes} each needs a "
+                "GPU of its own; set ray.gpus=1, or processes=1"
+            )
         from ray import cloudpickle
 
         try:
@@ -88,7 +96,8 @@ class RayEngine:
     def train(
         self, workshop: Workshop, jobs: Sequence[Job], manifest: Sequence[Training], bars: Bars
     ) -> Iterator[Training | Failed]:
-        groups = grouped(jobs, self.config.together, sum(map(self._room, _nodes())) or 1)
+        at_once = sum(map(self._room, _nodes())) // self.config.processes
+        groups = grouped(jobs, self.config.together, at_once or 1)
         results = dispatch(
             groups,
             len(jobs),  # Ray keeps those for which there is no room yet
@@ -102,55 +111,73 @@ class RayEngine:
 
     def _start(
         self, workshop: Workshop, jobs: Sequence[Job], manifest: Sequence[Training], bars: Bars
-    ) -> _Task:
+    ) -> _Tasks:
         import ray
         from ray import cloudpickle
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
         if self._parts is None or self._parts[0] is not workshop:
             # as bytes: arrays that Ray unpacks cannot be written to, and modules are found by the task alone
             self._parts = workshop, ray.put(cloudpickle.dumps(_Parts.of(workshop, self.gpus > 0)))
-        work = ray.remote(_work).options(
-            num_cpus=self.config.ray.cpus,
-            num_gpus=self.gpus,
-            max_retries=0,  # `dispatch` counts, and says so
-            scheduling_strategy="SPREAD",
-            name=", ".join(job.training.name for job in jobs),
-        )
+        options: dict[str, Any] = {
+            "num_cpus": self.config.ray.cpus,
+            "num_gpus": self.gpus,
+            "max_retries": 0,  # `dispatch` counts, and says so
+            "name": ", ".join(job.training.name for job in jobs),
+        }
         threads = max(1, int(self.config.ray.cpus))
         places = [str(Path(place).absolute()) for place in (".", *sys.path)]
         # in a list a reference is fetched only where the task asks for it
-        stream = work.remote([self._parts[1]], places, jobs, manifest, threads)
-        return _Task(stream, jobs, workshop, bars)
+        work = [self._parts[1]], places, jobs, manifest, threads
+        if self.config.processes == 1:
+            task = ray.remote(**options, scheduling_strategy="SPREAD")(_work)
+            return _Tasks([task.remote(*work, {})], jobs, workshop, bars)
+        together = _Together(self.config.processes, self.config.ray.cpus, self.gpus)
+        streams = []
+        for rank in range(self.config.processes):
+            place = PlacementGroupSchedulingStrategy(together.placement, placement_group_bundle_index=rank)
+            # a process that has failed may be in the middle of what it did with the others
+            task = ray.remote(**options, scheduling_strategy=place, max_calls=1)(_work)
+            streams.append(task.remote(*work, together.meeting.environment(rank, 0)))
+        return _Tasks(streams, jobs, workshop, bars, together)
 
-    def _wait(self, tasks: Sequence[_Task]) -> None:
-        """Return when one of the tasks has something to say; RunError where none of them can begin."""
+    def _wait(self, groups: Sequence[_Tasks]) -> None:
+        """Return when one of the tasks has something to say, or after a while; RunError where none of them
+        can begin.
+        """
         import ray
 
-        streams = [task.stream for task in tasks]
-        while not ray.wait(streams, timeout=SECONDS_BETWEEN_LOOKS, fetch_local=False)[0]:
-            if not any(task.has_begun for task in tasks) and not any(map(self._room, _nodes())):
-                raise RunError(
-                    f"no node of the Ray cluster has {self._needs} any more. Start one and give the command "
-                    "again: the run goes on where it is"
-                )
+        streams = [stream for tasks in groups for stream in tasks.streams]
+        if ray.wait(streams, timeout=SECONDS_BETWEEN_LOOKS, fetch_local=False)[0]:
+            return
+        if not any(tasks.has_begun for tasks in groups) and not self._is_there_room():
+            raise RunError(
+                f"the nodes of the Ray cluster have not {self._needs} any more. Start one and give the "
+                "command again: the run goes on where it is"
+            )
+
+    def _is_there_room(self) -> bool:
+        """Whether the nodes, where nothing else runs, hold the processes of a training."""
+        return sum(map(self._room, _nodes())) >= self.config.processes
 
     def _check_needs(self) -> None:
-        """ConfigError where no node has what a training needs."""
+        """ConfigError where the nodes have not what a training needs."""
         nodes = _nodes()
         if self.config.ray.gpus is not None:
             self.gpus = self.config.ray.gpus
         elif self.config.device != "cpu":
             self.gpus = float(any(node.get("GPU", 0) >= 1 for node in nodes))
-        if not any(map(self._room, nodes)):
+        if not self._is_there_room():
             there = "; ".join(f"{node.get('CPU', 0):g} CPU, {node.get('GPU', 0):g} GPU" for node in nodes)
             raise ConfigError(
-                f"no node of the Ray cluster has {self._needs}, as a training needs by ray.cpus and "
-                f"ray.gpus; the nodes have {there}"
+                f"the nodes of the Ray cluster have not {self._needs}, as a training needs by ray.cpus, "
+                f"ray.gpus and processes; they have {there}"
             )
 
     @property
     def _needs(self) -> str:
-        return f"{self.config.ray.cpus:g} CPU and {self.gpus:g} GPU"
+        one = f"{self.config.ray.cpus:g} CPU and {self.gpus:g} GPU"
+        return one if self.config.processes == 1 else f"{self.config.processes} times {one}"
 
     def _room(self, node: dict[str, float]) -> int:
         """How many trainings a node has room for."""
@@ -283,35 +310,100 @@ def own_temporary_folder() -> Path:
     return folder
 
 
-class _Task(Worker):
-    """A task that does a group of jobs: a stream of messages."""
+class _Together:
+    """What several tasks need to do a group of jobs together: room for all of them, on one node where that
+    has it, and where they meet.
+    """
 
-    def __init__(self, stream: Any, jobs: Sequence[Job], workshop: Workshop, bars: Bars) -> None:
+    def __init__(self, size: int, cpus: float, gpus: float) -> None:
+        import ray
+
+        needs = {name: amount for name, amount in (("CPU", cpus), ("GPU", gpus)) if amount > 0}
+        self.placement = ray.util.placement_group([needs] * size, strategy="PACK")
+        self.meeting = Meeting(size, ray.util.get_node_ip_address())
+
+
+class _Tasks(Worker):
+    """The tasks that do a group of jobs, one or several that share every batch: each a stream of messages."""
+
+    def __init__(
+        self,
+        streams: Sequence[Any],
+        jobs: Sequence[Job],
+        workshop: Workshop,
+        bars: Bars,
+        together: _Together | None = None,
+    ) -> None:
         super().__init__(jobs, workshop.folder, bars)
-        self.stream = stream
+        self.streams = list(streams)  # those that have not ended
+        self._together = together
+        self._failures: list[Message] = []
+        self._deaths: list[str] = []
+        self._failed_at: float | None = None
 
     def listen(self) -> None:
-        import ray
-        from ray.exceptions import RayError
-
-        try:
-            while ray.wait([self.stream], timeout=0, fetch_local=False)[0]:
-                for message in ray.get(next(self.stream)):
-                    self.take_in(message)
-        except StopIteration:
-            self.end()
-            self.died("its task ended early")
-        except RayError as error:
-            self.end()
-            self.died(_how(error))
+        """Take in what the tasks have said since. One that fails ends the others."""
+        for stream in list(self.streams):
+            self._hear(stream)
+        if self.streams and self._failed_at is None and (self._failures or self._deaths):
+            self._failed_at = time.monotonic()
+        if not self.streams or self._is_clear():
+            self._conclude()
 
     def stop(self) -> None:
         import ray
 
-        # what has ended meanwhile cannot be ended
-        with contextlib.suppress(ray.exceptions.RayError, ValueError):
-            ray.cancel(self.stream, force=True)
+        for stream in self.streams:
+            # what has ended meanwhile cannot be ended
+            with contextlib.suppress(ray.exceptions.RayError, ValueError):
+                ray.cancel(stream, force=True)
         self.end()
+
+    def end(self) -> None:
+        import ray
+
+        if self._together is not None and not self.ended:
+            with contextlib.suppress(ray.exceptions.RayError):
+                ray.util.remove_placement_group(self._together.placement)
+        super().end()
+
+    def _hear(self, stream: Any) -> None:
+        import ray
+        from ray.exceptions import RayError
+
+        try:
+            while ray.wait([stream], timeout=0, fetch_local=False)[0]:
+                for message in ray.get(next(stream)):
+                    if message[0] == "failed":
+                        self._failures.append(message)
+                    else:
+                        self.take_in(message)
+        except StopIteration:
+            self.streams.remove(stream)
+        except RayError as error:
+            self.streams.remove(stream)
+            self._deaths.append(_how(error))
+
+    @property
+    def _stated(self) -> list[Message]:
+        """The failures that say what is wrong, and not where in the code."""
+        return [message for message in self._failures if message[-1] is None]
+
+    def _is_clear(self) -> bool:
+        """Whether it is known why the group failed. The end of one task is an error in the others, so these
+        are given a while to say what they know.
+        """
+        if self._failed_at is None:
+            return False
+        return bool(self._stated) or time.monotonic() - self._failed_at >= SECONDS_BETWEEN_LOOKS
+
+    def _conclude(self) -> None:
+        """End the group, with what one of its tasks says is wrong, or that one died, or the first error."""
+        self.stop()
+        if self._stated or (self._failures and not self._deaths):
+            self.take_in((self._stated or self._failures)[0])
+        else:
+            self.died(self._deaths[0] if self._deaths else "its task ended early")
 
 
 def _how(error: Exception) -> str:
@@ -338,10 +430,12 @@ def _work(
     jobs: Sequence[Job],
     manifest: Sequence[Training],
     threads: int,
+    environment: dict[str, str],
 ) -> Iterator[list[Message]]:
-    """Do a group of jobs in this process of Ray's: what it has to say, in portions.
+    """Do a group of jobs in this process of Ray's, or its part of each: what it has to say, in portions.
 
-    `places`: the working folder of the driver, and where it looks for modules.
+    `places`: the working folder of the driver, and where it looks for modules. `environment`: what one of
+    several processes has to know.
     """
     import ray
     import torch
@@ -353,9 +447,13 @@ def _work(
     sys.path[:] = dict.fromkeys([*places[1:], *sys.path])
     torch.set_num_threads(threads)
     context = ray.get_runtime_context()
+    ranks = ranks_in(environment)
+    if ranks.are_several:
+        os.environ.update(environment | _interface(ray.util.get_node_ip_address()))
     names = ", ".join(job.training.name for job in jobs)
     node = context.get_node_id()[:8]
-    yield [("note", f"{names}: on {socket.gethostname()}, node {node}, process {os.getpid()}")]
+    part = f" ({ranks.rank + 1} of {ranks.size})" if ranks.are_several else ""
+    yield [("note", f"{names}{part}: on {socket.gethostname()}, node {node}, process {os.getpid()}")]
     name = parts[0].hex()
 
     def work(send: Send) -> None:
@@ -363,9 +461,20 @@ def _work(
             if name not in _unpacked:
                 _unpacked.clear()
                 _unpacked[name] = cloudpickle.loads(ray.get(parts[0])).unpacked(node)
-            do_group(_unpacked[name], jobs, manifest, 0, send)
+            do_group(_unpacked[name], jobs, manifest, 0, send, ranks)
 
     yield from _portions(names, work)
+
+
+def _interface(address: str) -> dict[str, str]:
+    """By which network the processes of a training speak: that of the node's `address`. The name of a host
+    may stand for another, or for the machine itself.
+    """
+    psutil: Any = import_module("psutil")  # Ray brings it
+    for name, found in psutil.net_if_addrs().items():
+        if any(each.address == address for each in found):
+            return {"GLOO_SOCKET_IFNAME": name, "NCCL_SOCKET_IFNAME": name}
+    return {}
 
 
 def _portions(name: str, work: Callable[[Send], object]) -> Iterator[list[Message]]:

@@ -88,7 +88,7 @@ class _Processes(Worker):
         self._members: list[_Member] = []
         name = ", ".join(job.training.name for job in jobs)
         for rank in range(size):
-            environment = {} if self._meeting is None else self._meeting.environment(rank)
+            environment = {} if self._meeting is None else self._meeting.environment(rank, rank)
             try:
                 self._members.append(
                     _Member.started(name, workshop, jobs, manifest, threads, slot, environment)

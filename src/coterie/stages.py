@@ -35,7 +35,7 @@ from coterie.logits import LogitsWriter, are_written
 from coterie.metrics import multilabel_metrics
 from coterie.mirror import Mirror
 from coterie.models.factory import ModelFactory
-from coterie.preparation import branch_weights, training_graph
+from coterie.preparation import branch_kind, branch_weights, training_graph
 from coterie.progress import Bars, say
 from coterie.runfolder import METRICS_FILE, RunFolder, Training, measurement_key, read_keyed, reset
 from coterie.states import remove_states
@@ -43,7 +43,7 @@ from coterie.store import Store
 from coterie.teachers import Branch, Ensemble
 from coterie.training import Failed, Job, Workshop
 
-# branch -> the name of its teachers in tables
+# kind of the branches -> the name of their teachers in tables
 BRANCHES = {"co-occurrence": "CGP teachers", "dis-occurrence": "DGP teachers"}
 
 
@@ -310,11 +310,14 @@ class Stages:
 
 def measured_models(config: Config) -> dict[str, tuple[str, ...]]:
     """The models that a run measures, by their names in tables, each with the branches whose teachers it
-    joins.
+    joins: all of one kind, and all there are.
     """
-    kinds = tuple(branch_weights(config))
-    teachers = {"teacher": kinds} if config.k == 1 else {BRANCHES[kind]: (kind,) for kind in kinds}
-    together = {"all teachers": kinds} if len(kinds) > 1 else {}
+    branches = tuple(branch_weights(config))
+    teachers: dict[str, tuple[str, ...]] = {}
+    for branch in branches:
+        name = "teacher" if config.k == 1 else BRANCHES[branch_kind(branch)[0]]
+        teachers[name] = (*teachers.get(name, ()), branch)
+    together = {"all teachers": branches} if len(teachers) > 1 else {}
     return {"baseline": (), **teachers, **together, "student": ()}
 
 
@@ -339,10 +342,10 @@ def training_key(
         # with the seed, the name decides about first weights, views and order
         "name": training.name,
         "class_names": training.class_names,
-        "settings": training_settings(config, training).model_dump(mode="json"),
-        "augment": config.augment.model_dump(mode="json"),
+        "settings": training_settings(config, training).inputs(),
+        "augment": config.augment.inputs(),
         # files count by their content, which is in `start`
-        "model": config.model.model_dump(mode="json") | {"weights": None, "word_vectors": None},
+        "model": config.model.inputs() | {"weights": None, "word_vectors": None},
         "start": start,
         "seed": config.seed,
         "precision": config.precision,

@@ -29,6 +29,8 @@ from coterie.data.loading import (
 )
 from coterie.errors import ConfigError, RunError
 from coterie.features import describe_views
+from coterie.losses import weigh_by_precision
+from coterie.metrics import average_precision
 from coterie.models.cut import Cut
 from coterie.models.frozen import FrozenModel, freeze
 from coterie.preparation import teacher_weights
@@ -92,6 +94,30 @@ class Teaching:
             branches, compiled=self.config.distill.compile, lower=lower, autocast=self.fabric.autocast
         )
         return teachers.to(self.fabric.device).to(memory_format=memory_layout(self.config.channels_last))
+
+    def weights(self, teachers: Teachers | None = None) -> Tensor:
+        """The weight of each branch in the student's loss: [R], or [R, C] where the validation AP of its
+        teachers for each label counts. `teachers`: those of all branches, where they are loaded already.
+        """
+        of_branches = teacher_weights(self.config)
+        weights, power = torch.tensor(list(of_branches.values())), self.config.distill.ap_power
+        if power == 0 or len(of_branches) == 1:
+            return weights
+        precision = self._precision(teachers or self.teachers(list(of_branches)))
+        return weigh_by_precision(weights, precision, power)
+
+    def _precision(self, teachers: Teachers) -> Tensor:
+        """The average precision [R, C] of each branch for each label on validation, in the form in which it
+        teaches; NaN where a label has no positive there.
+        """
+        validation = self.images.dataset.indices("val")
+        logits, targets = [], []
+        for batch in plain_batches(self.images, validation, ANSWER_BATCH, self.config.data.workers).epoch(0):
+            with _fitting(self.fabric.device):
+                logits.append(teachers(self._to_images(batch)).cpu())
+            targets.append(batch.targets)
+        known = torch.cat(targets)
+        return torch.stack([average_precision(branch, known) for branch in torch.cat(logits, dim=1)])
 
     def _frozen_part(self, branches: Sequence[Branch]) -> Cut | None:
         """The part that was frozen in all teachers; the branches answer from its features then."""

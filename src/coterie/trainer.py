@@ -312,7 +312,10 @@ class Trainer:
         is seen some steps later.
         """
         start = time.monotonic()
-        epoch = self.state.epoch
+        epoch, steps = self.state.epoch, len(self.data.training)
+        done = epoch * steps + number
+        # from the step alone, so that a training that was stopped goes on as it would have
+        self.task.progress = done / max(1, steps * self.settings.epochs - 1)
         images = self.data.training.sampler.batch_size
         # dropout and the like: from the step, not from what ran before it; of other images, others
         own = () if self.ranks.is_first else ("rank", self.ranks.rank)
@@ -324,7 +327,7 @@ class Trainer:
             )
         self.scheduler.step()
         if self.averaged is not None:
-            self.averaged.update(self.task.model, epoch * len(self.data.training) + number + 1)
+            self.averaged.update(self.task.model, done + 1)
         losses, keep = self._of_all(outputs, len(batch) / images)
         self._epoch.add(losses, images, time.monotonic() - start + loading)
         # a scaler of gradients skips the steps whose gradient is not finite

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from coterie.checkpoint import Checkpoint, describe_architecture, load_model, save_checkpoint
 from coterie.config import BASELINE, STUDENT, Config, TrainConfig
@@ -58,12 +58,24 @@ def grouped(jobs: Sequence[Job], together: int, processes: int = 1) -> list[list
         settings = job.settings
         from_features = settings.frozen is not None and settings.views_come_again
         of_batches = (settings.batch_size, settings.views, settings.start, settings.frozen, from_features)
-        alike.setdefault((job.training.name == STUDENT, *of_batches), []).append(job)
+        # what is mixed needs images, where the others share the features of a frozen part
+        kind = (job.training.name == STUDENT, settings.mixup > 0)
+        alike.setdefault((*kind, *of_batches), []).append(job)
     groups = []
     for same in alike.values():
         size = min(together, -(-len(same) // processes))
         groups += [same[start : start + size] for start in range(0, len(same), size)]
     return groups
+
+
+@dataclass(frozen=True)
+class Taught:
+    """What a student learns from: its teachers, None where its batches bring their logits, and the weights of
+    the branches, [R] or by label [R, C].
+    """
+
+    teachers: Teachers | None
+    weights: Tensor
 
 
 @dataclass(frozen=True)
@@ -95,8 +107,8 @@ class Workshop:
         leaves files and entries.
         """
         if self.mirror is not None:
+            self._fetch(jobs, manifest, self.mirror, ranks)
             if ranks.is_first:
-                self._fetch(jobs, manifest, self.mirror)
                 reporter = Keeping(self.mirror, {job.training.name: job.key for job in jobs}, reporter)
             wait_for_all(ranks)
         group = _Group(self, jobs, reporter, manifest, device, ranks)
@@ -114,9 +126,11 @@ class Workshop:
                     remove_states(self.folder / done.name)  # nobody else comes here on a node of a cluster
                 yield done
 
-    def _fetch(self, jobs: Sequence[Job], manifest: Sequence[Training], mirror: Mirror) -> None:
-        """Bring what the jobs need here: their own states, and the trainings that these depend on."""
-        for job in jobs:
+    def _fetch(self, jobs: Sequence[Job], manifest: Sequence[Training], mirror: Mirror, ranks: Ranks) -> None:
+        """Bring what the jobs need here: the trainings that they depend on, as each of the `ranks` may be on
+        a machine of its own, and for the first of them their states.
+        """
+        for job in jobs if ranks.is_first else ():
             mirror.fetch_state(job.training.name, job.key)
         for_student = any(job.training.name == STUDENT for job in jobs)
         from_baseline = any(job.settings.start == BASELINE for job in jobs)
@@ -200,11 +214,11 @@ class _Group:
         self.manifest = manifest
         self.fabric = make_fabric(self.config, device, ranks)
         models = [self._model(job) for job in jobs]
-        data, teachers = self._data(self._frozen_part(models))
+        data, taught = self._data(self._frozen_part(models))
         self.trainers = {}
         for job, model in zip(jobs, models, strict=True):
             self.trainers[job] = Trainer(
-                self._task(job, model, teachers),
+                self._task(job, model, taught),
                 data,
                 job.settings,
                 make_fabric(self.config, device, ranks),  # of its own: a scaler of gradients has a state
@@ -260,8 +274,8 @@ class _Group:
         cuts[0].lower_part.to(self.fabric.device)
         return cuts[0]
 
-    def _data(self, frozen_part: Cut | None) -> tuple[Data, Teachers | None]:
-        """The batches of the group; for a student also its teachers, unless batches bring their logits."""
+    def _data(self, frozen_part: Cut | None) -> tuple[Data, Taught | None]:
+        """The batches of the group; for a student also what it learns from beside them."""
         config, settings, images = self.config, self.settings, self.workshop.images
         indices, workers = images.dataset.indices, config.data.workers
         # the student has views of its own: its teachers would know theirs by heart
@@ -298,11 +312,11 @@ class _Group:
             if settings.views_come_again and (config.caches_logits or not self.is_student):
                 known = self._filled(features.cache("train", views), settings.distinct_views)
                 training = FeatureBatches(self.dataset.targets, sampler, known)
-        teachers = None
+        taught = None
         if self.is_student:
-            training, teachers = self._taught(training, views)
+            training, taught = self._taught(training, views)
         data = Data(training, validation, self.workshop.factory.preprocessing, self.dataset.image_ids)
-        return data, teachers
+        return data, taught
 
     def _filled(self, cache: ViewCache, views: range) -> ViewCache:
         missing = cache.missing(views)
@@ -312,13 +326,14 @@ class _Group:
                 cache.fill(missing, watcher.advance)
         return cache
 
-    def _taught(self, batches: Batches, views: Views) -> tuple[Batches, Teachers | None]:
+    def _taught(self, batches: Batches, views: Views) -> tuple[Batches, Taught]:
         """The student's batches with its teachers' logits, or without them and the teachers."""
         kinds = teacher_weights(self.config)
         load = partial(self.workshop.branch, teachers=self.manifest)
         teaching = Teaching(self.config, views, self.fabric, load, self.reporter)
         if not self.config.caches_logits:
-            return batches, teaching.teachers(list(kinds))
+            teachers = teaching.teachers(list(kinds))
+            return batches, Taught(teachers, teaching.weights(teachers))
         hashes = {
             kind: [
                 (other.class_names, other.weights_sha256)
@@ -330,14 +345,21 @@ class _Group:
         architecture = describe_architecture(self.workshop.factory_of(self.config.teacher))
         cache = teaching.cache(self.workshop.folder, self.workshop.fingerprint, architecture, hashes)
         teaching.fill(cache)
-        return TaughtBatches(batches, cache), None
+        return TaughtBatches(batches, cache), Taught(None, teaching.weights())
 
-    def _task(self, job: Job, model: nn.Module, teachers: Teachers | None) -> Task:
+    def _task(self, job: Job, model: nn.Module, taught: Taught | None) -> Task:
         loss = classification_loss(job.settings)
-        if not self.is_student:
-            return ClassificationTask(model, self._columns(job.training), loss)
+        if taught is None:
+            return ClassificationTask(model, self._columns(job.training), loss, job.settings.mixup)
         distill = self.config.distill
-        weights = list(teacher_weights(self.config).values())
         return DistillationTask(
-            model, teachers, weights, loss, distillation_loss(distill), distill.w, self.dataset.num_classes
+            model,
+            taught.teachers,
+            taught.weights,
+            loss,
+            distillation_loss(distill),
+            distill.w,
+            self.dataset.num_classes,
+            distill.w_end,
+            job.settings.mixup,
         )

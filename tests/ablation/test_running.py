@@ -22,6 +22,7 @@ from rich.console import Console
 import coterie.preflight
 import coterie.training
 from coterie.ablation import Ablation, Row, ablate
+from coterie.ablation.running import _shared
 from coterie.checkpoint import WEIGHTS_FILE, read_checkpoint
 from coterie.config import Config, load_config
 from coterie.data.check import check_images
@@ -397,3 +398,9 @@ def test_a_student_of_the_baseline_needs_it(
     result = ablate(config(table), ("taught",), (0,), own=(row,), out=out)
     assert result.failures == ()
     assert [name for _, name in trained].count("baseline") == 2  # the row's own is another
+
+
+def test_what_teachers_say_is_kept_for_all_rows_but_of_mixed_images(tmp_path: Path) -> None:
+    assert _shared(load_config(), tmp_path).distill.cache == "on"
+    assert _shared(load_config(["distill.cache=off"]), tmp_path).distill.cache == "off"
+    assert _shared(load_config(["student.mixup=0.2"]), tmp_path).distill.cache == "auto"

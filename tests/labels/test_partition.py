@@ -1,5 +1,6 @@
 import json
 import warnings
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from coterie.labels import (
 )
 from coterie.labels.anticlustering import size_bounds
 from coterie.labels.partition import METHODS, Objective
+from coterie.labels.spectral import near_equal_sizes
 
 EVERY_METHOD = [(kind, method) for kind, methods in METHODS.items() for method in methods]
 
@@ -97,6 +99,50 @@ def test_the_share_inside_is_the_lowest_of_all_of_bounded_size(c: int, k: int, s
     assert found.objective.value == share_inside(graph.affinity(), found.groups)
 
 
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize(("c", "k"), [(8, 2), (7, 3), (9, 3)])
+def test_the_balanced_cut_is_the_lowest_of_all_of_near_equal_sizes(c: int, k: int, seed: int) -> None:
+    graph = random_graph(c, seed)
+    low, high = near_equal_sizes(c, k)
+    allowed = [
+        normalized_cut(graph.affinity(), groups)
+        for groups in every_partition(c, k)
+        if all(low <= len(group) <= high for group in groups)
+    ]
+    found = partition_labels(graph, k, "co-occurrence", "balanced-cut", seed=seed)
+    assert found.objective.value == pytest.approx(min(allowed))
+
+
+def test_a_balanced_cut_divides_a_block_that_a_cut_leaves_whole() -> None:
+    targets = np.zeros((60, 15), np.int8)
+    targets[:40, :11] = np.random.default_rng(0).random((40, 11)) < 0.5
+    targets[40:50, 11:13] = targets[50:, 13:] = 1
+    assert sorted(partition_labels(graph_of(targets), 3).sizes) == [2, 2, 11]
+    assert near_equal_sizes(15, 3) == (3, 7)
+    found = partition_labels(graph_of(targets), 3, "co-occurrence", "balanced-cut")
+    assert all(3 <= size <= 7 for size in found.sizes)
+    together = [set(group) for group in found.groups]
+    assert all(any(pair <= group for group in together) for pair in ({11, 12}, {13, 14}))
+
+
+def test_a_balanced_cut_stays_balanced_with_classes_that_appear_alone() -> None:
+    targets = np.zeros((40, 24), np.int8)
+    targets[:30, :13] = np.random.default_rng(0).random((30, 13)) < 0.5
+    targets[30:, 13:15] = 1
+    found = partition_labels(graph_of(targets), 3, "co-occurrence", "balanced-cut")
+    low, high = near_equal_sizes(24, 3)
+    assert all(low <= size <= high for size in found.sizes)
+
+
+@pytest.mark.parametrize(
+    ("c", "k", "low", "high"), [(80, 5, 12, 20), (63, 3, 15, 27), (3, 2, 1, 2), (7, 7, 1, 2)]
+)
+def test_near_equal_sizes_are_a_quarter_less_and_more_than_the_mean(
+    c: int, k: int, low: int, high: int
+) -> None:
+    assert near_equal_sizes(c, k) == (low, high)
+
+
 @pytest.mark.parametrize(
     ("c", "k", "low", "high"), [(80, 5, 6, 26), (81, 13, 3, 10), (3, 2, 1, 2), (7, 7, 1, 1)]
 )
@@ -139,6 +185,58 @@ def test_classes_that_appear_alone_are_spread_over_the_smallest_groups() -> None
     found = partition_labels(graph_of(targets), 2, "co-occurrence")
     assert found.groups == ((0, 1, 2, 3, 8), (4, 5, 6, 7))
     assert found.objective.value == pytest.approx(0)
+
+
+def ring(*counts: int) -> CooccurrenceGraph:
+    """Four classes in a ring, each on so many images with the next."""
+    pairs = np.repeat(np.arange(4), counts)
+    targets = np.zeros((len(pairs), 4), np.int8)
+    targets[np.arange(len(pairs)), pairs] = targets[np.arange(len(pairs)), (pairs + 1) % 4] = 1
+    return graph_of(targets)
+
+
+@pytest.mark.parametrize("method", METHODS["co-occurrence"])
+def test_further_cooccurrence_groups_are_of_links_that_those_before_have_cut(method: str) -> None:
+    graph = ring(9, 4, 9, 4)
+    first = partition_labels(graph, 2, "co-occurrence", method)
+    assert first.groups == ((0, 1), (2, 3))
+    turned = first.reordered(graph.class_names[::-1])
+    second = partition_labels(graph, 2, "co-occurrence", method, before=[turned])
+    assert second.groups == ((0, 3), (1, 2))
+    assert second.objective.value == normalized_cut(graph.affinity(), second.groups)
+
+
+@pytest.mark.parametrize("method", METHODS["dis-occurrence"])
+def test_further_disoccurrence_groups_keep_other_pairs_together(method: str) -> None:
+    graph = ring(5, 0, 5, 0) + ring(1, 2, 1, 2)
+    first = partition_labels(graph, 2, "dis-occurrence", method)
+    assert first.groups == ((0, 2), (1, 3))
+    second = partition_labels(graph, 2, "dis-occurrence", method, before=[first])
+    assert second.groups == ((0, 3), (1, 2))
+
+
+@pytest.mark.parametrize(("c", "k", "seed"), [(8, 2, 5), (8, 2, 7), (9, 3, 2)])
+def test_further_disoccurrence_groups_lower_the_sum_of_two_shares(c: int, k: int, seed: int) -> None:
+    """Few labels on an image: neither share alone, nor the sum without weights, leads to these groups."""
+    graph = graph_of((np.random.default_rng(seed).random((60, c)) < 0.08).astype(np.int8))
+    before = [partition_labels(graph, k, kind, seed=seed) for kind in ("dis-occurrence", "random")]
+    pairs = np.zeros((c, c))
+    for group in [group for partition in before for group in partition.groups]:
+        pairs[np.ix_(group, group)] += 1
+    np.fill_diagonal(pairs, 0)
+
+    def shares(groups: Sequence[Sequence[int]]) -> float:
+        return share_inside(graph.affinity(), groups) + share_inside(pairs, groups)
+
+    low, high = size_bounds(c, k)
+    allowed = [
+        groups for groups in every_partition(c, k) if all(low <= len(group) <= high for group in groups)
+    ]
+    found = partition_labels(graph, k, "dis-occurrence", seed=seed, before=before)
+    assert shares(found.groups) == pytest.approx(min(map(shares, allowed)))
+    assert share_inside(graph.affinity(), found.groups) > min(
+        share_inside(graph.affinity(), groups) for groups in allowed
+    )
 
 
 @pytest.mark.parametrize("kind", METHODS)

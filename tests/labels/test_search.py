@@ -13,7 +13,7 @@ from coterie.labels.objectives import (
 )
 from coterie.labels.passes import DescentInPasses
 from coterie.labels.search import descend
-from coterie.labels.spectral import lowest_normalized_cut, spectral_embedding
+from coterie.labels.spectral import lowest_normalized_cut, spectral_embedding, within
 
 
 def random_affinity(classes: int) -> Floats:
@@ -34,6 +34,17 @@ def test_a_swap_is_made_where_sizes_allow_no_move() -> None:
     labels, value = descend(pairs, np.array([0, 0, 1, 1]), inside_cost, (2, 2))
     assert labels[0] == labels[2] != labels[1] == labels[3]
     assert value == 0
+
+
+def test_groups_come_within_their_sizes_by_the_classes_that_are_linked_most_to_the_smallest() -> None:
+    affinity = np.zeros((6, 6))
+    affinity[2, 5] = affinity[5, 2] = 3
+    affinity[3, 5] = affinity[5, 3] = 4
+    affinity[3, :2] = affinity[:2, 3] = 2  # linked to its own group as much
+    start = np.array([0, 0, 0, 0, 0, 1])
+    assert within(start, affinity, (2, 5)).tolist() == [0, 0, 1, 0, 0, 1]
+    assert within(start, affinity, (1, 3)).tolist() == [0, 0, 1, 1, 0, 1]
+    assert within(start, affinity, (1, 5)).tolist() == start.tolist() == [0, 0, 0, 0, 0, 1]
 
 
 @pytest.mark.parametrize("k", [2, 4])

@@ -20,7 +20,7 @@ import pyarrow.parquet
 from coterie.data.dataset import ABSENT, PRESENT, UNKNOWN, MultiLabelDataset
 from coterie.data.presence import places_of
 from coterie.data.targets import split_notes, targets_of_names, usual_split
-from coterie.errors import ConfigError, DataError, counted, did_you_mean, listed, repeated, shortened
+from coterie.errors import ConfigError, DataError, counted, cut, did_you_mean, listed, repeated, shortened
 
 CELL_VALUES = {
     **dict.fromkeys(("1", "1.0", "true"), PRESENT),
@@ -326,10 +326,11 @@ def _class_columns(
         values = {cell: CELL_VALUES[text] for cell in counts if (text := _cell_text(cell)) in CELL_VALUES}
         if len(values) < len(counts):
             row = next(row for row, cell in enumerate(cells) if cell not in values)
+            column, given = shortened([name]), shortened([cells[row]])
             raise DataError(
-                f"column '{name}' of image {image_ids[row]} ({table.places[row]} of {table.path}) is "
-                f"'{cells[row]}', but a class column holds 1, 0, or -1 for unknown; without a column "
-                f"'{labels_column}' each other column is a class: remove '{name}' where it is none, or give "
+                f"column {column} of image {cut(image_ids[row])} ({table.places[row]} of {table.path}) is "
+                f"{given}, but a class column holds 1, 0, or -1 for unknown; without a column "
+                f"'{labels_column}' each other column is a class: remove {column} where it is none, or give "
                 "it as data.labels_column where it holds label names"
             )
         targets[:, index] = [values[cell] for cell in cells]

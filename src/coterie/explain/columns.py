@@ -10,6 +10,7 @@ from pathlib import Path
 from coterie.checkpoint import INFO_FILE
 from coterie.explain.explainer import Explainer, make_explainer
 from coterie.predictor import Predictor, find_checkpoint, load_classifier
+from coterie.preparation import branch_kind
 from coterie.runfolder import MANIFEST_FILE, RunFolder
 
 TEACHER_TITLES = {"co-occurrence": "CGP teacher", "dis-occurrence": "DGP teacher"}
@@ -72,7 +73,8 @@ def _teachers(path: Path, explainer: Callable[[Path], Explainer]) -> list[Column
     """A column for each branch with trained teachers."""
     columns = []
     trainings = RunFolder(path).trainings()
-    for branch, title in TEACHER_TITLES.items():
+    for branch in dict.fromkeys(training.branch for training in trainings if training.branch):
+        kind, number = branch_kind(branch)
         folders = {
             name: path / training.name
             for training in trainings
@@ -80,6 +82,7 @@ def _teachers(path: Path, explainer: Callable[[Path], Explainer]) -> list[Column
             for name in training.class_names
         }
         if folders:
+            title = TEACHER_TITLES.get(kind, "teacher") + (f" {number}" if number > 1 else "")
             columns.append(Column(title, _of_several(folders, explainer)))
     return columns
 

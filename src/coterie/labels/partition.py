@@ -15,7 +15,7 @@ from coterie.files import atomic_write
 from coterie.labels.anticlustering import balanced_anticlusters
 from coterie.labels.graph import CooccurrenceGraph
 from coterie.labels.objectives import Floats, Labels, check_groups, normalized_cut, share_inside
-from coterie.labels.spectral import lowest_normalized_cut, paper_cut
+from coterie.labels.spectral import lowest_normalized_cut, near_equal_sizes, paper_cut
 from coterie.untrusted import parse_json
 
 SCHEMA_VERSION = 1
@@ -32,7 +32,7 @@ FIELDS: dict[str, type | tuple[type, ...]] = {
 
 # kind -> its methods, the default first
 METHODS = {
-    "co-occurrence": ("normalized-cut", "paper"),
+    "co-occurrence": ("normalized-cut", "balanced-cut", "paper"),
     "dis-occurrence": ("balanced", "paper"),
     "random": ("shuffle",),
 }
@@ -131,12 +131,16 @@ def partition_labels(
     root: float = 2.0,
     seed: int = 0,
     sizes: Sequence[int] | None = None,
+    before: Sequence[Partition] = (),
 ) -> Partition:
     """K groups of the classes of `graph`; K = 1 is one group of all classes.
 
-    "co-occurrence": the lowest N-cut found ("normalized-cut"). "dis-occurrence": the lowest share of
-    co-occurrence inside groups of bounded size ("balanced"). "paper" is the published construction of either,
-    the same at every seed. "random": groups of `sizes`, or as equal as can be.
+    "co-occurrence": the lowest N-cut found ("normalized-cut"), or the lowest of groups of near equal sizes
+    ("balanced-cut"). "dis-occurrence": the lowest share of co-occurrence inside groups of bounded size
+    ("balanced"). "paper" is the published construction of either, the same at every seed. "random": groups of
+    `sizes`, or as equal as can be. A partition that goes with those `before` keeps together what they do not:
+    "co-occurrence" cuts the affinity between their groups, "dis-occurrence" lowers the share of their pairs
+    inside its groups beside that of the affinity, and "random" has no regard for them.
     The same seed gives the same groups of names, whatever the order of the classes.
     Raises PartitionError where k, kind, method, root or sizes are not possible.
     """
@@ -158,7 +162,9 @@ def partition_labels(
     labels = np.zeros(c, np.int64)
     if k > 1:
         with threadpool_limits(1):  # several round otherwise, and mostly wait for each other
-            labels[by_name] = _labels(affinity[np.ix_(by_name, by_name)], k, kind, method, seed, sizes)
+            order = np.ix_(by_name, by_name)
+            pairs = _pairs(before, graph.class_names)[order] if before else None
+            labels[by_name] = _labels(affinity[order], pairs, k, kind, method, seed, sizes)
     groups = tuple(tuple(np.flatnonzero(labels == group).tolist()) for group in range(k))
     if kind == "co-occurrence":
         objective = Objective("normalized cut", normalized_cut(affinity, groups))
@@ -167,23 +173,42 @@ def partition_labels(
     return Partition(groups, graph.class_names, kind, str(method), root, seed, objective)
 
 
+def _pairs(partitions: Sequence[Partition], class_names: Sequence[str]) -> Floats:
+    """[C, C]: in how many of the partitions two classes are in one group; the diagonal is 0."""
+    pairs = np.zeros((len(class_names), len(class_names)))
+    for partition in partitions:
+        for group in partition.reordered(class_names).groups:
+            pairs[np.ix_(group, group)] += 1
+    np.fill_diagonal(pairs, 0)
+    return pairs
+
+
 def _labels(
-    affinity: Floats, k: int, kind: str, method: str | None, seed: int, sizes: Sequence[int] | None
+    affinity: Floats,
+    pairs: Floats | None,
+    k: int,
+    kind: str,
+    method: str | None,
+    seed: int,
+    sizes: Sequence[int] | None,
 ) -> Labels:
-    """The group [C] of each class."""
+    """The group [C] of each class, where `pairs` [C, C] count how often classes were together before."""
     if kind == "random":
         numbers = np.repeat(np.arange(k), sizes) if sizes is not None else np.arange(len(affinity)) % k
         return np.random.default_rng(seed).permutation(numbers)
     if kind == "co-occurrence":
-        return (
-            paper_cut(affinity, affinity, k)
-            if method == "paper"
-            else lowest_normalized_cut(affinity, k, seed)
-        )
+        if pairs is not None:
+            affinity = np.where(pairs > 0, 0, affinity)
+        if method == "paper":
+            return paper_cut(affinity, affinity, k)
+        bounds = near_equal_sizes(len(affinity), k) if method == "balanced-cut" else None
+        return lowest_normalized_cut(affinity, k, seed, bounds)
     if method == "paper":
-        apart = 1 - affinity
+        apart = 1 - affinity if pairs is None else np.where(pairs > 0, 0, 1 - affinity)
         np.fill_diagonal(apart, 0)
         return paper_cut(apart, affinity, k)
+    if pairs is not None and pairs.any():
+        affinity = affinity / (affinity.sum() or 1) + pairs / pairs.sum()
     return balanced_anticlusters(affinity, k, seed)
 
 

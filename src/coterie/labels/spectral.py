@@ -4,29 +4,67 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable
+from functools import partial
 
 import numpy as np
 
-from coterie.labels.objectives import Floats, Labels, normalized_cut_cost
+from coterie.labels.objectives import Floats, Labels, normalized_cut, normalized_cut_cost
 from coterie.labels.search import search
 
 STARTS, KICKS = 64, 200
+BOUNDED_STARTS = 16  # of those that are brought within bounds, the best; and as many at random
 PAPER_RESTARTS = 16
 MOST_EXACT = 1000  # classes; of more, not all eigenvectors are computed
 KRYLOV_EXTRA, KRYLOV_STEPS = 10, 16  # with these, eigenvalues agree to 1e-5 and mostly to rounding
 PAPER_INITS = 50  # k-means runs in a restart: with 10, one in a hundred scores above the published groups
 
 
-def lowest_normalized_cut(affinity: Floats, k: int, seed: int) -> Labels:
-    """Labels [C] of the lowest N-cut found: k-means on the spectral embedding, then moves and swaps."""
+def lowest_normalized_cut(
+    affinity: Floats, k: int, seed: int, bounds: tuple[int, int] | None = None
+) -> Labels:
+    """Labels [C] of the lowest N-cut found: k-means on the spectral embedding, then moves and swaps.
+
+    `bounds`: smallest and largest size of a group, which leave room for groups of equal sizes.
+    """
 
     def cut(affinity: Floats) -> Labels:
         rng = np.random.default_rng(seed)
         embedding = spectral_embedding(affinity, k)
         starts = _k_means(embedding, k, rng.integers(2**31, size=STARTS).tolist(), 1)
-        return search(affinity, starts, normalized_cut_cost, (1, len(affinity)), KICKS, rng)
+        sizes = (1, len(affinity))
+        if bounds is not None:
+            # classes without weight come later, each into the smallest group
+            sizes = (min(bounds[0], len(affinity) // k), bounds[1])
+            starts = sorted((within(start, affinity, sizes) for start in starts), key=partial(_cut, affinity))
+            shuffled = [rng.permutation(np.arange(len(affinity)) % k) for _ in range(BOUNDED_STARTS)]
+            starts = starts[:BOUNDED_STARTS] + shuffled
+        return search(affinity, starts, normalized_cut_cost, sizes, KICKS, rng)
 
     return _cut_linked(affinity, k, cut)
+
+
+def near_equal_sizes(c: int, k: int) -> tuple[int, int]:
+    """Smallest and largest size of a group when C classes make K: a quarter less and more than C / K."""
+    return max(1, 3 * c // (4 * k)), -(-5 * c // (4 * k))
+
+
+def within(start: Labels, affinity: Floats, sizes: tuple[int, int]) -> Labels:
+    """`start` [C] with all groups brought within `sizes`: from the largest to the smallest goes the class
+    that gains most links by it, and so on.
+    """
+    (low, high), k = sizes, int(start.max()) + 1
+    labels = start.copy()
+    links = affinity @ np.eye(k)[labels]  # [C, K]: weight from a class to a group
+    while True:
+        count = np.bincount(labels, minlength=k)
+        largest, smallest = int(count.argmax()), int(count.argmin())
+        if count[largest] <= high and count[smallest] >= low:
+            return labels
+        inside = np.flatnonzero(labels == largest)
+        moved = inside[(links[inside, smallest] - links[inside, largest]).argmax()]
+        links[:, largest] -= affinity[moved]
+        links[:, smallest] += affinity[moved]
+        labels[moved] = smallest
 
 
 def paper_cut(affinity: Floats, features: Floats, k: int) -> Labels:
@@ -84,6 +122,11 @@ def _cut_linked(affinity: Floats, k: int, cut: Callable[[Floats], Labels]) -> La
     for i in np.flatnonzero(labels < 0):
         labels[i] = np.bincount(labels[labels >= 0], minlength=k).argmin()
     return labels
+
+
+def _cut(affinity: Floats, labels: Labels) -> float:
+    groups = [np.flatnonzero(labels == group).tolist() for group in range(labels.max() + 1)]
+    return normalized_cut(affinity, groups)
 
 
 def _k_means(rows: Floats, k: int, seeds: Iterable[int], inits: int) -> list[Labels]:

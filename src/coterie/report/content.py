@@ -36,7 +36,7 @@ from coterie.report.provenance import (
     version_rows,
 )
 from coterie.report.reading import FinishedRun, read_run
-from coterie.report.styles import STYLES, branch_model
+from coterie.report.styles import STYLES, branch_title
 from coterie.report.thresholds import calibration, threshold_content
 from coterie.tune import SPLIT
 
@@ -274,7 +274,7 @@ def _branch(run: FinishedRun, kind: str) -> dict[str, Any]:
     method = "random groups" if partition.kind == "random" else partition.method
     return {
         "name": kind,
-        "short": branch_model(kind).split()[0],
+        "short": branch_title(kind),
         "title": f"{kind.capitalize()} ({method})",
         "caption": ", ".join(caption),
         "svg": Markup(graph_svg(run.data.graph, partition, kind)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from coterie.preparation import branch_kind
 from coterie.stages import BRANCHES
 
 # A colour of page.css, and dashes: colours alone do not tell everyone apart.
@@ -24,4 +25,10 @@ TEMPERED: dict[str, dict[str, Any]] = {
 
 def branch_model(branch: str) -> str:
     """The name of the teachers of a branch in tables: "CGP teachers"."""
-    return BRANCHES.get(branch, "teacher")
+    return BRANCHES.get(branch_kind(branch)[0], "teacher")
+
+
+def branch_title(branch: str) -> str:
+    """A short name of a branch: "CGP", or "CGP 2" of the second of its kind."""
+    number = branch_kind(branch)[1]
+    return branch_model(branch).split()[0] + (f" {number}" if number > 1 else "")
