@@ -128,21 +128,17 @@ def test_a_rate_is_taken_to_another_baseline_by_its_ratio() -> None:
     ]
 
 
-def test_an_idea_helps_that_gains_enough_at_nearly_every_seed(tmp_path: Path) -> None:
-    differences = {
-        "clear": (0.5, 0.4, 0.3, 0.2, 0.2),
-        "small": (0.2, 0.2, 0.2, 0.2, 0.2),
-        "lucky": (3.0, -0.1, -0.1, 0.1, 0.1),
-    }
+def test_an_idea_helps_that_gains_enough_and_something_at_every_seed(tmp_path: Path) -> None:
+    differences = {"clear": (0.5, 0.4, 0.1), "small": (0.2, 0.2, 0.2), "lucky": (3.0, 0.1, -0.1)}
 
     class Measured(Protocol):
         def searched(
             self, words: Iterable[str], rows: Sequence[Row], seeds: Sequence[int] | None = None
         ) -> Ablation:
-            assert (words, seeds) == ((), (0, 1, 2, 3, 4))
-            plain = [50.0, 51.0, 52.0, 53.0, 54.0]
+            assert (words, seeds) == ((), None)
+            plain = [50.0, 51.0, 52.0]
             maps = {
-                row: {seed: plain[seed] + differences.get(row.name, (0.0,) * 5)[seed] for seed in range(5)}
+                row: {seed: plain[seed] + differences.get(row.name, (0.0,) * 3)[seed] for seed in range(3)}
                 for row in (BASELINE, *rows)
             }
             return found(maps)
@@ -150,7 +146,7 @@ def test_an_idea_helps_that_gains_enough_at_nearly_every_seed(tmp_path: Path) ->
     ideas = [Idea(name, name, (f"k={len(name)}",), 0.0, "no reason") for name in differences]
     tried = try_ideas(Measured(tmp_path, tmp_path), (), ideas)
     assert [each.helps for each in tried] == [True, False, False]
-    assert tried[0].gain == pytest.approx(0.32)
+    assert tried[0].gain == pytest.approx(1 / 3)
     written = json.loads((tmp_path / "ideas.json").read_text())
     assert [idea["helps"] for idea in written] == [True, False, False]
     assert written[2]["differences"]["0"] == pytest.approx(3)

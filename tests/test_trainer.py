@@ -24,7 +24,15 @@ from coterie.lockstep import train
 from coterie.losses import ClassificationLoss, binary_cross_entropy
 from coterie.states import DIVERGED_FILE, PATTERN, States, read_state
 from coterie.tasks import ClassificationTask
-from coterie.trainer import _Recent, check_devices, make_fabric, make_optimizer, make_scheduler, prepare
+from coterie.trainer import (
+    Progressed,
+    _Recent,
+    check_devices,
+    make_fabric,
+    make_optimizer,
+    make_scheduler,
+    prepare,
+)
 from tests.tiny import RunnableTrainer, cpu_fabric, equal_weights, make_dataset, make_trainer, tiny_net
 
 STEPS_IN_AN_EPOCH = 3  # 24 training images in batches of 8
@@ -92,6 +100,25 @@ def test_the_epoch_with_the_best_validation_is_kept(tmp_path: Path, monkeypatch:
     assert (state.best_epoch, state.best_map) == (2, 70.0)
     assert equal_weights(state.best_weights, weights[1])
     assert not equal_weights(state.best_weights, weights[2])
+
+
+def test_a_training_stops_when_its_patience_runs_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    maps = (50.0, 70.0, 60.0, 71.0, 65.0, 66.0, 80.0)
+
+    def trained(folder: Path, epochs: int, patience: int | None) -> Progressed:
+        trainer = make_trainer(folder, epochs=epochs, patience=patience)
+        monkeypatch.setattr("coterie.trainer.mean_average_precision", lambda *_: maps[trainer.state.epoch])
+        return trainer.run()
+
+    state = trained(tmp_path / "patient", 7, 2)
+    assert (state.best_epoch, state.best_map, state.epoch) == (4, 71.0, 6)
+    rates = [line["lr"] for line in state.history]
+    whole = trained(tmp_path / "endless", 7, None)
+    assert (whole.best_epoch, whole.epoch) == (7, 7)
+    assert rates == [line["lr"] for line in whole.history][:6]
+    assert trained(tmp_path / "hasty", 7, 1).epoch == 3
+    # one that is over does not begin again
+    assert trained(tmp_path / "patient", 7, 2).epoch == 6
 
 
 def test_without_positives_in_validation_the_last_epoch_is_kept(tmp_path: Path) -> None:

@@ -21,11 +21,11 @@ from pathlib import Path
 
 from benchmarks.gain.ideas import kept_words, try_ideas
 from benchmarks.gain.protocol import Protocol
-from benchmarks.gain.rows import CONTROLS, VALUES, own_rows, write_rows
+from benchmarks.gain.rows import CONTROLS, SWEEPS, own_rows, write_rows
 from benchmarks.gain.search import search_baseline, search_student
 from benchmarks.gain.series import measure_backbones, measure_heads, measure_scenes
 
-PARTS = ("baseline", "student", "ideas", "rows", "heads", "backbones", "scenes")
+PARTS = ("baseline", "student", "ideas", "rows", "sweeps", "heads", "backbones", "scenes")
 
 
 def do(protocol: Protocol, parts: Sequence[str]) -> None:
@@ -37,8 +37,11 @@ def do(protocol: Protocol, parts: Sequence[str]) -> None:
     if set(parts) - {"scenes", "baseline", "student"}:
         recommended = (*student, *kept_words(try_ideas(protocol, student)))
     if "rows" in parts:
-        found = protocol.measured("rows", recommended, own_rows(student), CONTROLS, VALUES)
+        found = protocol.measured("rows", recommended, own_rows(student), CONTROLS)
         write_rows(protocol.out, "rows", found, size=3)
+    if "sweeps" in parts:
+        found = protocol.measured("rows", recommended, (), ("psd",), SWEEPS)
+        write_rows(protocol.out, "sweeps", found, size=3)
     if "heads" in parts:
         measure_heads(protocol, recommended)
     if "backbones" in parts:

@@ -23,7 +23,7 @@ from coterie.files import atomic_write
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = DOCS / "results.md"
 NUMBERS = DOCS / "results"
-FILES = ("search-baseline", "search-student", "ideas", "rows", *series.names())
+FILES = ("search-baseline", "search-student", "ideas", "rows", "sweeps", *series.names())
 MARKED = re.compile(r"(<!-- (?P<name>[\w-]+): by benchmarks\.gain\.page -->\n).*?(\n<!-- end -->)", re.DOTALL)
 GAIN, CERTAIN, KEPT = 2.0, 1.0, 60.0  # what is wanted: mAP, the interval's lower end, percent
 
@@ -180,7 +180,7 @@ BLOCKS: dict[str, tuple[Callable[[Any], str], str]] = {
     "search-baseline": (search_table, "search-baseline"),
     "search-student": (search_table, "search-student"),
     "ideas": (ideas_table, "ideas"),
-    **{name: (rows_table, name) for name in series.names()},
+    **{name: (rows_table, name) for name in ("sweeps", *series.names())},
 }
 
 

@@ -25,7 +25,10 @@ WHOLE = (
     *("model.image_size=224", "augment.flip=0.5", "augment.shift=0.1", "augment.cutout=0"),
     "augment.randaugment=false",
 )
-COMMON = ("data.min_positives=50", "model=squeezenet", "k=3", "precision=bf16", "train.ema=0.999")
+COMMON = (
+    *("data.min_positives=50", "model=squeezenet", "k=3", "precision=bf16", "train.ema=0.999"),
+    "train.patience=8",  # after its best epoch a training learns the images by heart
+)
 
 
 @dataclass(frozen=True)
@@ -83,8 +86,11 @@ class Protocol:
         names: Sequence[str] = (),
         values: Mapping[str, Sequence[float]] | None = None,
     ) -> Ablation:
-        """`rows`, and those with `names` or `values` of `coterie ablate`, compared on validation and test."""
-        return self._compared(name, [*self.common(self.table), *words], rows, self.seeds, names, values)
+        """`rows`, and those with `names` or `values` of `coterie ablate`, compared on validation and test, at
+        all seeds; values of settings at those of the search, as they are many.
+        """
+        seeds = self.search_seeds if values else self.seeds
+        return self._compared(name, [*self.common(self.table), *words], rows, seeds, names, values)
 
     def of_scenes(self, names: Sequence[str]) -> Ablation:
         """The rows with `names` over the recipe of the built-in scenes, with their shifted test set."""

@@ -24,11 +24,12 @@ CONTROLS = (
     *("baseline", "compute-student", "compute-run", "k1", "random", "random-equal"),
     *("cgp", "dgp", "dgp-paper", "psd", "squared-error", "cgp-teachers", "dgp-teachers", "all-teachers"),
 )
-VALUES = {"a": (0.25, 0.75), "w": (0.25, 0.95), "k": (2, 5), "root": (1, 4)}
+SWEEPS = {"a": (0.25, 0.75), "w": (0.25, 0.95), "k": (2, 5), "root": (1, 4)}
 # What the recommended recipe is compared with, beside the baseline: (row, the other row)
 COMPARED = (
     *(("psd", "k1"), ("psd", "random"), ("psd", "random-equal"), ("psd", "compute-run")),
-    *(("psd", "compute-student"), ("psd", "ensemble"), ("psd", "paper"), ("psd", "cgp"), ("psd", "dgp")),
+    *(("psd", "compute-student"), ("psd", "ensemble"), ("psd", "k1-repeated"), ("psd", "paper")),
+    *(("psd", "two-branches"), ("psd", "cgp"), ("psd", "dgp")),
     ("ensemble", "baseline"),
 )
 RESAMPLES = 1000
@@ -36,14 +37,17 @@ ENSEMBLE = "ensemble"
 
 
 def own_rows(searched: Sequence[str]) -> tuple[Row, ...]:
-    """The paper's recipe, as printed and at our rate, and PSD without what was added to it."""
+    """Several teachers of all labels, PSD without what was added to it, and the paper's recipe: as printed,
+    and at our rate.
+    """
     rate = float(value_of("train.lr", searched))
     paper = (
         *("partition.co_method=paper", "partition.dis_method=paper", "distill.loss=squared-error"),
-        *("distill.w=0.5", "distill.a=0.5", "distill.baseline=0"),
+        *("distill.w=0.5", "distill.a=0.5", "distill.baseline=0", "distill.ap_power=0"),
         *(f"{role}.{word}" for role in ("teacher", "student") for word in ("loss=asl", "gamma_neg=4")),
     )
     return (
+        Row("k1-repeated", "three teachers of all labels (K = 1)", ("k=1", "partition.repeats=3")),
         Row("two-branches", "both branches, as searched", (*without_train(searched), "distill.baseline=0")),
         Row("paper", "the paper's recipe, its student at our rate", (*paper, f"student.lr={rate:.3g}")),
         Row(

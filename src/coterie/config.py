@@ -409,9 +409,15 @@ class PartitionConfig(Section):
 class TrainConfig(Section):
     """One training. `train` holds for all; `baseline`, `teacher` and `student` override it key by key."""
 
-    later = frozenset({"mixup"})
+    later = frozenset({"mixup", "patience"})
 
     epochs: int = Field(40, ge=1)
+    patience: int | None = Field(
+        None,
+        ge=1,
+        description="stop after so many epochs without a better one on validation; the learning rate goes as "
+        "for all of them; null: never",
+    )
     batch_size: int = Field(32, ge=2, description="batch norm needs two images at least")
     lr: float = Field(1e-3, gt=0, description="peak learning rate")
     optimizer: Literal["adamw", "adam"] = "adamw"
@@ -455,6 +461,10 @@ class TrainConfig(Section):
     def views_come_again(self) -> bool:
         """Whether two epochs have the same view of an image."""
         return self.views is not None and self.views < self.epochs
+
+    def epochs_done(self, best_epoch: int) -> int:
+        """How many epochs a training took that is over, with its best one where it was."""
+        return self.epochs if self.patience is None else min(self.epochs, best_epoch + self.patience)
 
     @property
     def distinct_views(self) -> range:

@@ -28,7 +28,7 @@ class Member:
 
     @property
     def is_over(self) -> bool:
-        return self.trainer.state.epoch >= self.trainer.settings.epochs
+        return self.trainer.is_over
 
 
 def train(trainer: Trainer, watcher: EpochWatcher | None = None) -> Progressed:

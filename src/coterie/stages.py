@@ -199,7 +199,8 @@ class Stages:
             )
 
     def _tell(self, done: Training) -> None:
-        epochs = training_settings(self.config, done).epochs
+        settings = training_settings(self.config, done)
+        epochs = settings.epochs_done(done.best_epoch)
         images = len(self.dataset.indices("train")) * epochs
         say(
             self.console,

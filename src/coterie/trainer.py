@@ -299,6 +299,11 @@ class Trainer:
         """The model that is measured and kept: the averaged one, where there is one."""
         return self.task.model if self.averaged is None else self.averaged.module
 
+    @property
+    def is_over(self) -> bool:
+        """Whether all epochs are done, or so many without a better one that patience has run out."""
+        return self.state.epoch >= self.settings.epochs_done(self.state.best_epoch)
+
     def start_epoch(self, watcher: EpochWatcher | None = None) -> None:
         """Begin the next epoch, or go on in it from the state's step; `watcher` is told of every step."""
         self._epoch = _Epoch(watcher, self.state.within, self.fabric.device)
