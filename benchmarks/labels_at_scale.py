@@ -145,11 +145,11 @@ def against_steepest(ks: list[int]) -> bool:
     return max(ratios) <= MOST_RATIO
 
 
-def make_targets(images: int, classes: int, seed: int = 0) -> sparse.csr_array:
+def make_targets(images: int, classes: int, seed: int = 0, part: int = 0) -> sparse.csr_array:
     """Targets [N, C] as photographs have them: 5 to 10 labels an image, label frequencies by Zipf's law.
 
     Labels belong to themes of about 25, themes to scenes. An image has a theme; half of its labels come from
-    there, a quarter from the theme's scene, a quarter from anywhere.
+    there, a quarter from the theme's scene, a quarter from anywhere. `part`: other images of the same themes.
     """
     rng = np.random.default_rng(seed)
     frequency = 1 / np.arange(1, classes + 1)
@@ -159,6 +159,8 @@ def make_targets(images: int, classes: int, seed: int = 0) -> sparse.csr_array:
         sampler(groups, frequency, rng) for groups in (theme_of, scene_of[theme_of], np.zeros_like(theme_of))
     ]
     popularity = np.bincount(theme_of, np.sqrt(frequency), themes)
+    if part:
+        rng = np.random.default_rng((seed, part))
     blocks = []
     for start in range(0, images, 100_000):
         n = min(100_000, images - start)

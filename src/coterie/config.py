@@ -204,6 +204,11 @@ class DataConfig(Section):
     on_corrupt: Literal["error", "skip"] = Field(
         "error", description="what to do with an image that cannot be read"
     )
+    check_images: int | None = Field(
+        None,
+        ge=1,
+        description="decode so many images before the first training, from all over the data; null: all",
+    )
     on_overlap: Literal["error", "skip", "keep"] = Field(
         "error",
         description="what to do with a training image that is measured too, byte by byte; skip leaves it out "

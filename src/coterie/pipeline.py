@@ -27,7 +27,14 @@ from coterie.launched import as_one_of, dismiss, follow
 from coterie.mirror import make_mirror, run_key
 from coterie.models.factory import ModelBuilder, make_factory
 from coterie.predictor import Predictor
-from coterie.preflight import check_frozen, check_space, checked_images, describe_start, tried_model
+from coterie.preflight import (
+    check_frozen,
+    check_measured,
+    check_space,
+    checked_images,
+    describe_start,
+    tried_model,
+)
 from coterie.preparation import diagnose_partitions, make_partitions, prepare_data
 from coterie.progress import say
 from coterie.ranks import ranks_in
@@ -122,6 +129,7 @@ def _run(
     engine.prepare(factory)
     mirror = make_mirror(config, folder.path)
     dataset = prepare_data(config, dataset)
+    check_measured(dataset)
     partitions = make_partitions(config, dataset)
     model = tried_model(factory, dataset.class_names, console)
     check_frozen(config, factory, model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -18,12 +19,16 @@ from coterie.data.check import check_images, without_images
 from coterie.data.dataset import MultiLabelDataset
 from coterie.data.overlap import check_twins, settle_twins
 from coterie.data.splits import check_labels
-from coterie.errors import ConfigError, RunError
+from coterie.errors import ConfigError, DataError, RunError
+from coterie.evaluation import evaluation_splits
 from coterie.files import file_sha256
 from coterie.models.cut import Cut
 from coterie.models.factory import ModelFactory
 from coterie.progress import say
 from coterie.runfolder import Inputs, Training
+
+# Logits and their parts before they are put together, scores in float64, what is predicted, targets.
+BYTES_A_SCORE = 4 + 4 + 8 + 1 + 1
 
 
 def tried_model(factory: ModelFactory, class_names: Sequence[str], console: Console) -> nn.Module:
@@ -90,16 +95,16 @@ def checked_images(
 ) -> tuple[MultiLabelDataset, Inputs]:
     """The dataset without the images that cannot be read, and what it was checked as.
 
-    Every image is decoded once, so that a broken one stops the run now and not hours later, and the measured
-    ones are compared with those of the training. `before` is what passed last time: where it is the same,
-    nothing is read, and the same images are left out.
+    Every image is decoded once, or as many as `data.check_images` says, so that a broken one stops the run
+    now and not hours later, and the measured ones are compared with those of the training. `before` is what
+    passed last time: where it is the same, nothing is read, and the same images are left out.
     """
     if before is not None and _passes(before, config):
         known = as_checked(dataset, before, config)
         if _fingerprint_of_files(known) == before.fingerprint:
             return known, before
-    with console.status("reading every image once"):
-        readable, reports = check_images(dataset, config.on_corrupt)
+    with console.status("reading every image once" if config.check_images is None else "reading images"):
+        readable, reports = check_images(dataset, config.on_corrupt, most=config.check_images)
         overlapping = check_twins(readable, config.on_overlap)
     checked = settle_twins(readable, overlapping, config.on_overlap)
     if len(checked) < len(dataset):
@@ -114,6 +119,22 @@ def as_checked(dataset: MultiLabelDataset, before: Inputs, config: DataConfig) -
     there = set(readable.image_ids)
     overlapping = [image_id for image_id in before.overlapping if image_id in there]
     return settle_twins(readable, overlapping, config.on_overlap)
+
+
+def check_measured(dataset: MultiLabelDataset) -> None:
+    """DataError where the memory of this machine cannot hold what one model says of a measured split."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for split in evaluation_splits(dataset.split_names):
+        images, classes = len(dataset.indices(split)), dataset.num_classes
+        needed = images * classes * BYTES_A_SCORE
+        if needed > memory:
+            most = memory // (2 * classes * BYTES_A_SCORE)
+            remedy = "its shards, or its share: data.val_fraction and data.test_fraction"
+            raise DataError(
+                f"split '{split}' has {images:,} images of {classes:,} classes: to measure a model on them "
+                f"takes {needed / 1e9:,.0f} GB of memory, and here are {memory / 1e9:,.0f}. Some {most:,} "
+                f"images fit; make it smaller by {remedy}"
+            )
 
 
 def check_space(path: Path, model: nn.Module, trainings: Sequence[Training], at_once: int = 1) -> None:

@@ -25,7 +25,7 @@ METRICS_FILE = "metrics.json"
 # compared by their fingerprint and other files by their content, wherever they lie.
 INDIFFERENT = (
     *("out", "device", "jobs", "together", "data.source", "data.format", "data.image_root", "data.workers"),
-    "data.webdataset.index",
+    *("data.webdataset.index", "data.check_images"),
     *("data.cache_gb", "data.disk_cache_gb", "model.weights", "model.word_vectors", "cache_dir"),
     *("resume.minutes", "resume.steps"),
     *("engine", "processes", "retries", "ray.address", "ray.cpus", "ray.gpus", "ray.work_dir", "storage"),

@@ -109,3 +109,11 @@ def test_progress_counts_up_to_all_images(tmp_path: Path) -> None:
     calls: list[tuple[int, int]] = []
     check_images(many, progress=lambda done, total: calls.append((done, total)))
     assert calls == [(32, 100), (64, 100), (96, 100), (100, 100)]
+
+
+def test_of_many_images_some_are_looked_at_from_all_over(damaged: MultiLabelDataset) -> None:
+    seen: list[int] = []
+    with pytest.raises(DataError, match=r"3 of 8 images .*: 'empty\.jpg'.*'folder\.jpg'.*'gone\.jpg'"):
+        check_images(damaged, progress=lambda done, _: seen.append(done), most=4)  # every second one
+    assert seen == [4]
+    assert check_images(damaged, most=1)[1] == []

@@ -170,14 +170,22 @@ def test_an_index_that_says_what_cannot_be_is_none(data: Path) -> None:
     read(data)
     folder = IndexFolder(data.parent / "index")
     (path,) = folder.path.glob("*.json")
-    key = json.loads(path.read_text())["key"]
-    about, arrays = folder.read(key) or ({}, {})
-    for name, wrong in (("label_edges", -1), ("name_edges", 10**9), ("label_edges", 3)):
-        changed = {other: np.array(values) for other, values in arrays.items()}
-        changed[name][1] = wrong
-        changed[name][2] = 1
+    about = json.loads(path.read_text())
+    whole = folder.read(about["key"])
+    assert whole is not None
+    right = {name: np.array(values) for name, values in whole.arrays.items()}
+    for name, wrong in (("label_edges", -1), ("name_edges", 10**9), ("labels", 3)):
+        changed = right | {name: right[name].copy()}
+        changed[name][1:3] = wrong
         folder.write(about, iter(changed.items()))
-        assert folder.read(key) is None
+        assert folder.read(about["key"]) is None
+    wrong_abouts: list[dict[str, object]] = [{"edges": [0, 1]}, {"notes": 1}, {"class_names": []}]
+    for wrong_about in wrong_abouts:
+        folder.write(about | wrong_about, iter(right.items()))
+        assert folder.read(about["key"]) is None
+    kinds = about["layout"] | {"labels": ["|O", *about["layout"]["labels"][1:]]}
+    path.write_text(json.dumps(about | {"layout": kinds}))
+    assert folder.read(about["key"]) is None
     assert_same(read(data), read_webdataset(str(data)))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -19,8 +19,10 @@ def check_images(
     dataset: MultiLabelDataset,
     on_corrupt: Literal["error", "skip"] = "error",
     progress: Callable[[int, int], None] | None = None,
+    most: int | None = None,
 ) -> tuple[MultiLabelDataset, list[tuple[str, str]]]:
-    """Decode every image; the dataset without the unreadable ones, and (image id, reason) of each of those.
+    """Decode every image, or `most` of them from all over the data; the dataset without the unreadable ones,
+    and (image id, reason) of each of those.
 
     "error" raises one DataError about all unreadable images; "skip" drops them with a note, and raises
     DataError only where none is left. `progress` is called with images done and images in all.
@@ -28,7 +30,9 @@ def check_images(
     """
     if isinstance(dataset.images, np.ndarray):
         return dataset, []
-    reasons = _decode_all(dataset, progress)
+    n = len(dataset)
+    positions = range(n) if most is None or most >= n else [n * number // most for number in range(most)]
+    reasons = _decode_all(dataset, positions, progress)
     if not reasons:
         return dataset, []
     reports = [(dataset.image_ids[index], reason) for index, reason in reasons.items()]
@@ -59,12 +63,14 @@ def without_images(dataset: MultiLabelDataset, unreadable: Collection[str]) -> M
     return replace(kept, notes=(*kept.notes, note))
 
 
-def _decode_all(dataset: MultiLabelDataset, progress: Callable[[int, int], None] | None) -> dict[int, str]:
-    """The reason by index for every image that cannot be read."""
+def _decode_all(
+    dataset: MultiLabelDataset, positions: Sequence[int], progress: Callable[[int, int], None] | None
+) -> dict[int, str]:
+    """The reason by position for every image of those that cannot be read."""
 
     def decode(start: int) -> dict[int, str]:
         reasons = {}
-        for index in range(start, min(start + IMAGES_A_TASK, len(dataset))):
+        for index in positions[start : start + IMAGES_A_TASK]:
             try:
                 dataset.load_image(index)
             except UnreadableImage as error:
@@ -72,8 +78,9 @@ def _decode_all(dataset: MultiLabelDataset, progress: Callable[[int, int], None]
         return reasons
 
     reasons: dict[int, str] = {}
-    for number, found in enumerate(in_threads(decode, range(0, len(dataset), IMAGES_A_TASK)), start=1):
+    tasks = range(0, len(positions), IMAGES_A_TASK)
+    for number, found in enumerate(in_threads(decode, tasks), start=1):
         reasons.update(found)
         if progress is not None:
-            progress(min(number * IMAGES_A_TASK, len(dataset)), len(dataset))
+            progress(min(number * IMAGES_A_TASK, len(positions)), len(positions))
     return reasons

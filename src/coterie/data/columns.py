@@ -17,6 +17,7 @@ Positions = npt.NDArray[np.int64]
 T_co = TypeVar("T_co", covariant=True)
 
 BLOCK_ROWS = 2**16  # images whose values are made together
+BLOCK_ENTRIES = 2**22  # of dense targets, or stored in sparse ones, that are looked at together
 
 
 class Column(Sequence[T_co]):

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from coterie.data.columns import BLOCK_ROWS, Column, LabelLists, Positions
+from coterie.data.columns import BLOCK_ENTRIES, BLOCK_ROWS, Column, LabelLists, Positions
 from coterie.errors import DataError, did_you_mean, listed, repeated, shortened
 
 PRESENT, ABSENT, UNKNOWN = 1, 0, -1
@@ -335,8 +335,9 @@ def _target_bytes(targets: npt.NDArray[np.int8] | LabelLists) -> Iterator[Any]:
     if isinstance(targets, np.ndarray):
         yield np.ascontiguousarray(targets)
     elif len(targets) * targets.classes <= MOST_DENSE:
-        for start in range(0, len(targets), BLOCK_ROWS):
-            yield targets[start : start + BLOCK_ROWS]
+        step = max(1, BLOCK_ENTRIES // max(1, targets.classes))
+        for start in range(0, len(targets), step):
+            yield targets[start : start + step]
     else:
         for edges, columns in targets.blocks():
             yield np.diff(edges)

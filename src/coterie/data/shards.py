@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -129,11 +130,10 @@ class ShardPart:
             part = cls(about["kind"], label_names, split_names, int(about["odd"]), odd_names, arrays)
         except (SafetensorError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(str(error)) from None
-        for name, most in (("labels", len(part.label_names)), ("splits", len(part.split_names))):
-            values = arrays[name]
-            if len(values) and not 0 <= values.min() <= values.max() < most:
-                raise ValueError(f"{name} without a name")
-        check_fit(arrays)
+        splits = arrays["splits"]
+        if len(splits) and not 0 <= splits.min() <= splits.max() < len(part.split_names):
+            raise ValueError("splits without a name")
+        check_fit(arrays, labels=len(part.label_names))
         return part
 
 
@@ -355,6 +355,16 @@ def merged(
             yield name, block
 
 
+@dataclass(frozen=True)
+class Whole:
+    """What is known of all shards: as of a `ShardIndex`, wherever they lie."""
+
+    class_names: tuple[str, ...]
+    edges: Positions
+    notes: tuple[str, ...]
+    arrays: Mapping[str, Array]
+
+
 class IndexFolder:
     """The files of indices: one for each shard, and one for each set of shards."""
 
@@ -380,24 +390,23 @@ class IndexFolder:
         with self._told():
             atomic_write(self._part(shard), part.to_bytes(key))
 
-    def read(self, key: str) -> tuple[dict[str, Any], Mapping[str, Array]] | None:
-        """What is known of all shards, and their arrays, mapped; None where that is nothing whole of this
-        `key`.
-        """
+    def read(self, key: str) -> Whole | None:
+        """What is known of all shards, mapped; None where that is nothing whole of this `key`."""
         try:
             about = parse_json(self._about(key).read_text(encoding="utf-8"))
-            layout = {
-                name: (type_, int(first), int(length))
-                for name, (type_, first, length) in about["layout"].items()
-            }
-            store = self._store(about)
-            if about["key"] != key or store.read(0) is None:
+            if about["key"] != key or (path := self._mapped(about)) is None:
                 return None
-            arrays = MappedArrays(store.path(0), HEADER_BYTES, layout)
-            check_fit(arrays)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            names = [list(map(str, about[name])) for name in ("class_names", "notes")]
+            edges = np.array(about["edges"], np.int64)
+            arrays = MappedArrays(path, HEADER_BYTES, _checked_layout(about["layout"]))
+            check_fit(arrays, edges, len(names[0]))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
             return None
-        return about, arrays
+        return Whole(tuple(names[0]), edges, tuple(names[1]), arrays)
+
+    def _mapped(self, about: dict[str, Any]) -> Path | None:
+        store = self._store(about)
+        return None if store.read(0) is None else store.path(0)
 
     def write(self, about: dict[str, Any], blocks: Iterable[tuple[str, Array]]) -> None:
         """Write what `read` finds; another process that is writing it is waited for."""
@@ -434,17 +443,30 @@ class IndexFolder:
             ) from None
 
 
-def check_fit(arrays: Mapping[str, Array]) -> None:
-    """ValueError where arrays do not fit together."""
+def _checked_layout(layout: dict[str, Any]) -> dict[str, tuple[str, int, int]]:
+    """The layout of `Totals.layout` as read from a file; ValueError where it is none."""
+    checked = {name: (str(layout[name][0]), int(layout[name][1]), int(layout[name][2])) for name in TYPES}
+    for name, (kind, *bounds) in checked.items():
+        if kind != TYPES[name] and not (name == "splits" and re.fullmatch(r"<U[1-9]\d{0,4}", kind)):
+            raise ValueError(f"{name} of type {kind}")
+        if min(bounds) < 0:
+            raise ValueError(f"{name} at {bounds}")
+    return checked
+
+
+def check_fit(arrays: Mapping[str, Array], edges: Array | None = None, labels: int | None = None) -> None:
+    """ValueError where arrays do not fit together, to the `edges` of shards or the number of `labels`."""
     n = len(arrays["offsets"])
     if any(len(arrays[name]) != n for name in ("sizes", "ends", "splits")):
         raise ValueError("arrays of different lengths")
-    for name, of in LISTS.items():
-        edges = arrays[name]
-        if (
-            len(edges) != n + 1
-            or edges[0] != 0
-            or edges[-1] != len(arrays[of])
-            or (edges[1:] < edges[:-1]).any()
-        ):
-            raise ValueError(f"{name} that do not ascend")
+    lists = [(arrays[name], n + 1, len(arrays[of])) for name, of in LISTS.items()]
+    if edges is not None:
+        lists.append((edges, len(edges), n))
+    for bounds, length, last in lists:
+        if len(bounds) != length or not length or bounds[0] != 0 or bounds[-1] != last:
+            raise ValueError("edges that do not fit")
+        if (bounds[1:] < bounds[:-1]).any():
+            raise ValueError("edges that do not ascend")
+    numbers = arrays["labels"]
+    if labels is not None and len(numbers) and not 0 <= numbers.min() <= numbers.max() < labels:
+        raise ValueError("labels without a name")

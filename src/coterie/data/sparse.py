@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from coterie.data.columns import LabelLists
+from coterie.data.columns import BLOCK_ENTRIES, LabelLists
 from coterie.data.dataset import ABSENT, PRESENT, UNKNOWN
 from coterie.errors import DataError
 
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_array, sparray, spmatrix
 
     Targets: TypeAlias = npt.NDArray[Any] | LabelLists | sparray | spmatrix
-
-BLOCK_ENTRIES = 2**22  # of dense targets, or stored in sparse ones, that are looked at together
 
 
 def present_rows(targets: Targets) -> Iterator[csr_array]:

@@ -126,8 +126,7 @@ def _read_index(shards: Sequence[Path], reading: _Reading, folder: IndexFolder |
     key = content_hash([SCHEMA_VERSION, asdict(reading), told])
     index = functools.partial(ShardIndex, top, names, stamps)
     if folder is not None and (kept := folder.read(key)) is not None:
-        about, arrays = kept
-        return index(tuple(about["class_names"]), np.array(about["edges"]), tuple(about["notes"]), arrays)
+        return index(kept.class_names, kept.edges, kept.notes, kept.arrays)
     totals, parts = _read_parts(shards, top, told, reading, folder)
     if not sum(totals.images):
         raise DataError(f"{counted(len(shards), 'shard')} ({listed([str(shards[0])])}, …) hold no sample")
