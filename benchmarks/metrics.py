@@ -115,9 +115,9 @@ def with_many_classes(size: tuple[int, int]) -> list[str]:
     tracemalloc.stop()
     limit = WORKING_BYTES / 2**20
     print(f"all metrics {seconds:.1f} s; {peak / 2**20:.0f} MiB beside the inputs, at most {limit:.0f}")
-    some = slice(None, None, 100)
+    some = np.flatnonzero((targets == 1).any(axis=0))[::100]
     expected = 100 * scikit_learn(scores[:, some], targets[:, some])
-    difference = np.max(np.abs(np.array(metrics["AP"][some]) - expected))
+    difference = np.max(np.abs(np.array([metrics["AP"][column] for column in some]) - expected))
     print(f"largest difference of an AP from scikit-learn: {difference:.1e} percent")
     problems = []
     if peak > WORKING_BYTES:

@@ -44,7 +44,7 @@ class ShuffledBlocks(Order):
     images of so many blocks as hold `window` images, in a random order. What is read is from few places at a
     time, and a batch has images from as many.
 
-    `edges`: the places in `indices` at which another archive begins. Memory: 24 bytes a block, and a window.
+    `edges`: the places in `indices` at which another archive begins. Memory: 32 bytes a block, and a window.
     """
 
     def __init__(self, indices: Positions, seed: int, edges: Positions, window: int, block: int) -> None:
