@@ -674,9 +674,9 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the datasets whose images are checked from here on."""
     names: list[str] = []
 
-    def check(dataset: MultiLabelDataset, *arguments: Any) -> Any:
+    def check(dataset: MultiLabelDataset, *arguments: Any, **named: Any) -> Any:
         names.append(dataset.name)
-        return check_images(dataset, *arguments)
+        return check_images(dataset, *arguments, **named)
 
     monkeypatch.setattr(coterie.preflight, "check_images", check)
     return names
@@ -815,7 +815,7 @@ def test_a_picture_that_breaks_in_a_training_is_one_clear_error(
     run_copy: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table = write_table(tmp_path / "photos")
-    monkeypatch.setattr(coterie.preflight, "check_images", lambda dataset, _: (dataset, []))
+    monkeypatch.setattr(coterie.preflight, "check_images", lambda dataset, *_, **__: (dataset, []))
     (tmp_path / "photos" / "003.png").write_bytes(b"no picture")
     with pytest.raises(DataError, match=r"^image .*003\.png cannot be read: it is not a picture"):
         run(config_of(run_copy, f"data={table}", f"out={tmp_path / 'other'}", "data.workers=1"))

@@ -171,27 +171,43 @@ def test_an_index_that_says_what_cannot_be_is_none(data: Path) -> None:
     folder = IndexFolder(data.parent / "index")
     (path,) = folder.path.glob("*.json")
     about = json.loads(path.read_text())
-    whole = folder.read(about["key"])
+    whole = folder.read(about["key"], 5)
     assert whole is not None
     right = {name: np.array(values) for name, values in whole.arrays.items()}
     for name, wrong in (("label_edges", -1), ("name_edges", 10**9), ("labels", 3)):
         changed = right | {name: right[name].copy()}
         changed[name][1:3] = wrong
         folder.write(about, iter(changed.items()))
-        assert folder.read(about["key"]) is None
-    wrong_abouts: list[dict[str, object]] = [{"edges": [0, 1]}, {"notes": 1}, {"class_names": []}]
+        assert folder.read(about["key"], 5) is None
+    wrong_abouts: list[dict[str, object]] = [
+        {"edges": [0, 1]},
+        {"edges": [0, 25]},
+        {"notes": 1},
+        {"class_names": []},
+    ]
     for wrong_about in wrong_abouts:
         folder.write(about | wrong_about, iter(right.items()))
-        assert folder.read(about["key"]) is None
+        assert folder.read(about["key"], 5) is None
+    folder.write(about, iter((right | {"sizes": right["sizes"] + 10**15}).items()))
+    with pytest.raises(UnreadableImage, match="its index is of another shard"):
+        read(data).load_image(0)
     kinds = about["layout"] | {"labels": ["|O", *about["layout"]["labels"][1:]]}
     path.write_text(json.dumps(about | {"layout": kinds}))
-    assert folder.read(about["key"]) is None
+    assert folder.read(about["key"], 5) is None
     assert_same(read(data), read_webdataset(str(data)))
 
 
 def test_an_index_that_cannot_be_written_names_the_setting(data: Path) -> None:
     (data.parent / "index").write_text("a file")
     with pytest.raises(DataError, match=r"cannot be written to .*index.*data\.webdataset\.index"):
+        read(data)
+
+
+def test_a_disk_that_damages_what_it_keeps_is_one_message(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(IndexFolder, "read", lambda *_: None)
+    with pytest.raises(DataError, match=r"damaged as soon as it is written; is the disk sound\?"):
         read(data)
 
 

@@ -24,7 +24,6 @@ from PIL import Image
 from safetensors.torch import save
 
 from coterie.ablation.rows import read_rows
-from coterie.array_store import HEADER_BYTES
 from coterie.checkpoint import (
     INFO_FILE,
     WEIGHTS_FILE,
@@ -35,11 +34,9 @@ from coterie.checkpoint import (
 )
 from coterie.class_mapping import map_classes, read_mapping
 from coterie.config import DataConfig, ModelConfig, as_words, load_config, read_config, validate_config
-from coterie.data.columns import LabelLists
 from coterie.data.dataset import MultiLabelDataset, open_image
 from coterie.data.presence import missing_images, repeated_images
 from coterie.data.reading import read_dataset
-from coterie.data.shards import IndexFolder, ShardIds, ShardIndex, Stamp, Totals, make_part, merged
 from coterie.evaluation import evaluation_config
 from coterie.labels import CooccurrenceGraph, Partition, partition_labels
 from coterie.models.factory import ModelFactory
@@ -132,41 +129,6 @@ def _mend_shards(folder: Path) -> None:
                 block[148:156] = b" " * 8
                 content[start + 148 : start + 156] = b"%06o\0 " % sum(block)
         shard.write_bytes(content)
-
-
-def _make_index(folder: Path) -> None:
-    pictures = [(b"a.png", 512, 9, 7), (b"b.png", 2048, 9, 8)]
-    part = make_part(pictures, [["cat"], ["ant", "cat"]], ["train", "val"], "json", ["odd"])
-    totals = Totals()
-    totals.add(part)
-    index = IndexFolder(folder)
-    index.write_part("a.tar", "key", part)
-    about = {"key": "key", "class_names": NAMES, "edges": [0, 2], "notes": ["a note"]}
-    index.write(about | {"layout": totals.layout()}, merged(totals, lambda: [part], NAMES))
-
-
-def _read_index(folder: Path) -> object:
-    part, whole = IndexFolder(folder).read_part("a.tar", "key"), IndexFolder(folder).read("key")
-    if whole is None:
-        return part
-    stamps = tuple(Stamp(1, 1) for _ in whole.edges[1:])
-    shards = tuple(str(number) for number in range(len(stamps)))
-    known = ShardIndex(folder, shards, stamps, whole.class_names, whole.edges, whole.notes, whole.arrays)
-    return part, list(ShardIds(known)), LabelLists(whole.arrays, len(whole.class_names))[:]
-
-
-def _mend_index(folder: Path) -> None:
-    """The hash of a part, and that of the array, whose name holds that of what is said of it."""
-    for path in folder.glob("shards/*.bin"):
-        content = path.read_bytes()[64:]
-        path.write_bytes(hashlib.sha256(content).hexdigest().encode() + content)
-    for path in folder.glob("*/0000.bin"):
-        header, content = path.read_bytes()[:HEADER_BYTES], path.read_bytes()[HEADER_BYTES:]
-        try:
-            said = json.loads(header) | {"sha256": hashlib.sha256(content).hexdigest()}
-        except (ValueError, TypeError):
-            continue
-        path.write_bytes(json.dumps(said).encode().ljust(HEADER_BYTES) + content)
 
 
 def _make_saved(folder: Path) -> None:
@@ -431,7 +393,6 @@ TARGETS: dict[str, Target] = {
     "nuswide-csv": Target(_make_nuswide_csv, _dataset("nus.csv")),
     "shards": Target(_make_shards, _dataset(), mend=_mend_shards),
     "text-shards": Target(_make_text_shards, _dataset(), mend=_mend_shards),
-    "index": Target(_make_index, _read_index, mend=_mend_index),
     "saved": Target(_make_saved, _dataset("saved")),
     "recipe": Target(_write_text("mine.yaml", RECIPE), _read_recipe),
     "words": Target(_write_text("words.txt", WORDS), _read_words),

@@ -82,6 +82,8 @@ class TarImage(StoredImage):
         with self.shard.open("rb") as file:
             if self.stamp is not None and self.stamp != Stamp.of(os.fstat(file.fileno())):
                 raise ValueError("its shard has changed since it was indexed; start again")
+            if self.stamp is not None and not 0 <= self.offset <= self.offset + self._size <= self.stamp.size:
+                raise ValueError("its index is of another shard; remove the folder data.webdataset.index")
             file.seek(self.offset)
             return file.read(self._size)
 
@@ -390,8 +392,8 @@ class IndexFolder:
         with self._told():
             atomic_write(self._part(shard), part.to_bytes(key))
 
-    def read(self, key: str) -> Whole | None:
-        """What is known of all shards, mapped; None where that is nothing whole of this `key`."""
+    def read(self, key: str, shards: int) -> Whole | None:
+        """What is known of so many shards, mapped; None where that is nothing whole of this `key`."""
         try:
             about = parse_json(self._about(key).read_text(encoding="utf-8"))
             if about["key"] != key or (path := self._mapped(about)) is None:
@@ -400,6 +402,8 @@ class IndexFolder:
             edges = np.array(about["edges"], np.int64)
             arrays = MappedArrays(path, HEADER_BYTES, _checked_layout(about["layout"]))
             check_fit(arrays, edges, len(names[0]))
+            if len(edges) != shards + 1:
+                return None
         except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
             return None
         return Whole(tuple(names[0]), edges, tuple(names[1]), arrays)

@@ -125,7 +125,7 @@ def _read_index(shards: Sequence[Path], reading: _Reading, folder: IndexFolder |
     ]
     key = content_hash([SCHEMA_VERSION, asdict(reading), told])
     index = functools.partial(ShardIndex, top, names, stamps)
-    if folder is not None and (kept := folder.read(key)) is not None:
+    if folder is not None and (kept := folder.read(key, len(shards))) is not None:
         return index(kept.class_names, kept.edges, kept.notes, kept.arrays)
     totals, parts = _read_parts(shards, top, told, reading, folder)
     if not sum(totals.images):
@@ -144,7 +144,12 @@ def _read_index(shards: Sequence[Path], reading: _Reading, folder: IndexFolder |
         return index(classes, edges, notes, arrays)
     about = {"key": key, "class_names": classes, "edges": edges.tolist(), "notes": notes}
     folder.write(about | {"layout": totals.layout()}, blocks)
-    return _read_index(shards, reading, folder)
+    if (kept := folder.read(key, len(shards))) is None:
+        raise DataError(
+            f"the index of the shards in {folder.path} is damaged as soon as it is written; is the disk "
+            "sound? Choose another folder with data.webdataset.index"
+        )
+    return index(kept.class_names, kept.edges, kept.notes, kept.arrays)
 
 
 def _read_parts(
