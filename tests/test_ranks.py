@@ -224,7 +224,20 @@ def meets_trouble(ranks: Ranks, folder: Path) -> dict[str, Any]:
     return {"raised": raised}
 
 
-SCENARIOS = (normalises, trains, distils, diverges, resumes, meets_trouble)
+def keeps_its_threads(ranks: Ranks, _: Path) -> dict[str, Any]:
+    """The threads of a process before and after it has a fabric; Lightning gives it all there are."""
+    threads, variables = torch.get_num_threads(), dict(os.environ)
+    os.environ.pop("OMP_NUM_THREADS", None)
+    torch.set_num_threads(3)
+    make_fabric(load_config(["device=cpu"]), ranks=ranks)
+    after = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    os.environ.clear()
+    os.environ.update(variables)
+    return {"after": after}
+
+
+SCENARIOS = (normalises, trains, distils, diverges, resumes, meets_trouble, keeps_its_threads)
 
 
 def play(ranks: Ranks, folder: Path) -> dict[str, Any]:
@@ -297,6 +310,10 @@ def test_two_processes_with_parts_of_a_batch_take_the_steps_of_one_with_all_of_i
     for made in played.shared:
         for part in ("model", "averaged", "best", "numbers"):
             assert close(made["trains"][reduction][part], expected[part])
+
+
+def test_a_process_keeps_the_threads_that_it_was_given(played: Played) -> None:
+    assert [made["keeps_its_threads"]["after"] for made in (played.alone, *played.shared)] == [3, 3, 3]
 
 
 def test_both_processes_hold_the_same_to_the_bit(played: Played) -> None:

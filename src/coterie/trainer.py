@@ -127,7 +127,9 @@ def make_fabric(config: Config, index: int = 0, ranks: Ranks = ALONE) -> Fabric:
         precision=PRECISIONS[config.precision],  # type: ignore[arg-type]
         **several,
     )
+    threads = torch.get_num_threads()
     fabric.launch()
+    torch.set_num_threads(threads)  # of several processes it would give each as many as there are cores
     return fabric
 
 
