@@ -107,7 +107,8 @@ class _Normalised(torch.autograd.Function):
             slope = factor * scale * sums[0] / count
             shape = (1, -1, *(1 for _ in values.shape[2:]))
             offset = factor * sums[1] / count - slope * mean
-            first = first - (slope.view(shape) * values + offset.view(shape)).to(first.dtype)
+            # in place: on a CPU new memory costs more than the arithmetic
+            first.addcmul_(values, slope.view(shape), value=-1).sub_(offset.view(shape))
         return (
             first if needs_input else None,
             by_weight if needs_weight else None,
