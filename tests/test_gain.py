@@ -221,4 +221,4 @@ def test_only_what_is_between_marks_is_made_anew(tmp_path: Path) -> None:
 def test_the_page_of_the_docs_is_what_its_numbers_make() -> None:
     text = page.PAGE.read_text(encoding="utf-8")
     assert page.renewed(text, page.NUMBERS) == text
-    assert {found["name"] for found in page.MARKED.finditer(text)} == set(page.BLOCKS)
+    assert {found["name"] for found in page.MARKED.finditer(text)} <= set(page.BLOCKS)
