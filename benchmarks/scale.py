@@ -207,7 +207,7 @@ def exercise(inputs: Inputs) -> Iterator[str]:
 
 
 def table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    yield from (f"### {title.capitalize()}", "", f"| {' | '.join(head)} |", "|" + "---|" * len(head))
+    yield from (f"## {title.capitalize()}", "", f"| {' | '.join(head)} |", "|" + "---|" * len(head))
     yield from (f"| {' | '.join(row)} |" for row in rows)
     yield ""
 
