@@ -107,11 +107,13 @@ def map_classes(
         for name in used:
             if name not in known:
                 hint = did_you_mean(name, known)
-                raise ConfigError(f"the mapping names '{name}', which is no class of the {kind}{hint}")
+                raise ConfigError(
+                    f"the mapping names {shortened([name])}, which is no class of the {kind}{hint}"
+                )
     groups: dict[tuple[str, ...], list[str]] = {}
     for name, names in lists.items():
         if not names or len(set(names)) < len(names):
-            raise ConfigError(f"the mapping gives '{name}' no class of the model, or one twice")
+            raise ConfigError(f"the mapping gives {shortened([name])} no class of the model, or one twice")
         groups.setdefault(names, []).append(name)
     shared = repeated(name for names in groups for name in names)
     if shared:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 LONGEST_NAME = 300  # characters
+LONGEST_REASON = 2000  # of what a library says
 
 
 class CoterieError(Exception):
@@ -65,9 +66,9 @@ def shortened(names: Sequence[object], most: int = 5) -> str:
     return listed([f"'{cut(str(name))}'" for name in names], most)
 
 
-def cut(name: str) -> str:
-    """A name as it stands, of one that is too long to be meant the beginning."""
-    return name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}…"
+def cut(text: str, most: int = LONGEST_NAME) -> str:
+    """A text as it stands, of one that is too long to be read the beginning."""
+    return text if len(text) <= most else f"{text[:most]}…"
 
 
 def listed(parts: Sequence[str], most: int = 5) -> str:

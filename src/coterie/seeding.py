@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
-import torch
 
 
 def derive_seed(*parts: object) -> int:
@@ -21,6 +20,8 @@ def seed_everything(*parts: object) -> None:
     """Seed the global generators from `parts`: torch's, of every device, Python's and NumPy's, which a model
     of a user's own may draw from.
     """
+    import torch  # here, not above: whoever derives a seed need not wait for it
+
     seed = derive_seed(*parts)
     torch.manual_seed(seed)
     random.seed(seed)
@@ -30,6 +31,8 @@ def seed_everything(*parts: object) -> None:
 @contextmanager
 def seeded(*parts: object) -> Iterator[None]:
     """Torch's CPU generator seeded from `parts` inside the block, and as it was after it."""
+    import torch
+
     before = torch.get_rng_state()
     torch.default_generator.manual_seed(derive_seed(*parts))
     try:

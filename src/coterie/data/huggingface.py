@@ -10,7 +10,7 @@ import numpy as np
 
 from coterie.data.dataset import ImageSource, MultiLabelDataset, StoredImage
 from coterie.data.targets import split_notes, targets_of_names, usual_split
-from coterie.errors import ConfigError, DataError, did_you_mean, shortened
+from coterie.errors import LONGEST_REASON, ConfigError, DataError, cut, did_you_mean, shortened
 
 # From this version on the library runs no code of a dataset.
 OLDEST = 4
@@ -114,7 +114,7 @@ def _load(source: str, configuration: str | None, revision: str | None) -> tuple
             _check_offsets(rows)
     except Exception as error:  # by what is wrong the library raises nearly anything
         where = "" if path.exists() else " (there is no such file or folder, so it was looked for on the Hub)"
-        reason = str(error).strip() or type(error).__name__
+        reason = cut(str(error).strip(), LONGEST_REASON) or type(error).__name__
         raise DataError(f"dataset {source} cannot be loaded{where}: {reason}") from None
     if not isinstance(loaded, datasets.DatasetDict):
         return {"": loaded}, []
