@@ -93,7 +93,7 @@ def places_of(paths: Sequence[Path]) -> list[str]:
     for path in paths:
         folder, name = _divided(path)
         if folder not in folders:
-            folders[folder] = str(Path(folder).resolve())
+            folders[folder] = _resolved(folder)
         places.append(f"{folders[folder]}/{name}")
     return places
 
@@ -123,8 +123,15 @@ def _files(folder: str) -> frozenset[str]:
     try:
         with os.scandir(folder) as entries:
             return frozenset(entry.name for entry in entries if not entry.is_symlink())
-    except OSError:
+    except (OSError, ValueError):  # as in _exists
         return frozenset()
+
+
+def _resolved(folder: str) -> str:
+    try:
+        return str(Path(folder).resolve())
+    except (OSError, ValueError):
+        return folder
 
 
 def _exists(path: Path) -> bool:
