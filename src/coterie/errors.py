@@ -8,10 +8,21 @@ from collections.abc import Iterable, Sequence
 
 LONGEST_NAME = 300  # characters
 LONGEST_REASON = 2000  # of what a library says
+LONGEST_MESSAGE = 10_000
 
 
 class CoterieError(Exception):
-    """Base of every error that the command line prints as one message, without a traceback."""
+    """Base of every error that the command line prints as one message, without a traceback.
+
+    A message longer than anyone reads, as one that quotes a damaged file may be, loses its middle.
+    """
+
+    def __str__(self) -> str:
+        message = super().__str__()
+        if len(message) <= LONGEST_MESSAGE:
+            return message
+        half = LONGEST_MESSAGE // 2
+        return f"{message[:half]} … {message[-half:]}"
 
 
 class ConfigError(CoterieError):

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from coterie.errors import PartitionError, did_you_mean, repeated, shortened
+from coterie.errors import PartitionError, cut, did_you_mean, repeated, shortened
 from coterie.files import atomic_write
 from coterie.labels.anticlustering import balanced_anticlusters
 from coterie.labels.graph import CooccurrenceGraph
@@ -215,12 +215,12 @@ def _labels(
 def _check_method(kind: str, method: str | None) -> None:
     if kind not in METHODS:
         raise PartitionError(
-            f"'{kind}' is no kind of partition; choose one of {shortened(tuple(METHODS))}"
+            f"'{cut(kind)}' is no kind of partition; choose one of {shortened(tuple(METHODS))}"
             + did_you_mean(kind, METHODS)
         )
     if method not in METHODS[kind]:
         raise PartitionError(
-            f"'{method}' is no method for a {kind} partition; choose one of {shortened(METHODS[kind])}"
+            f"'{cut(str(method))}' is no method for a {kind} partition; choose one of {shortened(METHODS[kind])}"
             + did_you_mean(str(method), METHODS[kind])
         )
 
