@@ -220,8 +220,8 @@ def _check_method(kind: str, method: str | None) -> None:
         )
     if method not in METHODS[kind]:
         raise PartitionError(
-            f"'{cut(str(method))}' is no method for a {kind} partition; choose one of {shortened(METHODS[kind])}"
-            + did_you_mean(str(method), METHODS[kind])
+            f"'{cut(str(method))}' is no method for a {kind} partition; "
+            f"choose one of {shortened(METHODS[kind])}" + did_you_mean(str(method), METHODS[kind])
         )
 
 
