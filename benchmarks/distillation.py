@@ -40,7 +40,7 @@ from coterie.models.factory import make_factory
 from coterie.models.folding import fold_batch_norm, relative_error
 from coterie.models.frozen import FrozenModel, low_precisions
 from coterie.progress import Bars
-from coterie.tasks import ClassificationTask, DistillationTask, classification_loss, distillation_loss
+from coterie.tasks import ClassificationTask, DistillationTask, classification_loss
 from coterie.teachers import Branch, Teachers
 from coterie.teaching import Teaching
 from coterie.trainer import make_fabric, make_optimizer, memory_layout, prepare
@@ -164,8 +164,7 @@ class Subject:
             teachers,
             [distill.a, 1 - distill.a],
             classification_loss(teaching.config.student),
-            distillation_loss(distill),
-            distill.w,
+            distill,
             CLASSES,
         )
 

@@ -201,6 +201,20 @@ def test_the_baseline_cannot_start_from_itself() -> None:
         load_config(["train.start=baseline"])
 
 
+def test_embeddings_are_compared_with_those_of_live_teachers_on_whole_batches() -> None:
+    assert not load_config(["distill.relations=1", "student.views=2"]).caches_logits
+    with pytest.raises(
+        ConfigError, match=r"^distill\.relations compares embeddings.* distill\.cache=off, or"
+    ):
+        load_config(["distill.relations=1", "distill.cache=on"])
+    with pytest.raises(ConfigError, match=r"^distill\.relations compares .* of single images, and student\."):
+        load_config(["distill.relations=1", "student.mixup=0.2"])
+    for name in ("relations", "generator"):
+        load_config([f"distill.{name}=0", "processes=2"])
+        with pytest.raises(ConfigError, match=rf"^distill\.{name} looks at whole batches.* processes=1, or"):
+            load_config([f"distill.{name}=1", "processes=2"])
+
+
 def test_mixed_images_are_refused_where_the_disk_has_what_was_made_of_others() -> None:
     assert load_config(["train.mixup=0.2", "train.epochs=4"]).teacher.mixup == 0.2
     load_config(["student.mixup=0.2", "student.views=2", "student.epochs=4", "distill.cache=off"])

@@ -140,6 +140,7 @@ def test_torchrun_gives_the_weights_of_processes_that_a_run_starts_itself(tmp_pa
     [
         (["jobs=2"], "jobs=2, but all processes that have been started do one training together"),
         (["processes=3"], "processes=3, but 2 have been started; leave it out"),
+        (["distill.generator=0.1"], "distill.generator looks at whole batches, and processes=2 share each"),
         (["engine=ray"], "engine=ray starts its processes itself; start the run without torchrun"),
     ],
 )

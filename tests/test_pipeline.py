@@ -539,6 +539,37 @@ def test_a_student_of_mixed_images_learns_from_the_same_teachers(
     assert result.metrics["test"]["baseline"] != finished_run.metrics["test"]["baseline"]
 
 
+@pytest.mark.parametrize("words", [("distill.relations=5",), ("distill.generator=0.1",)])
+def test_a_student_learns_more_than_logits_from_the_same_teachers(
+    finished_run: Run, run_copy: Run, trained: list[str], words: tuple[str, ...]
+) -> None:
+    result = run(config_of(run_copy, *words), update=True)
+    assert trained == ["student"]
+    assert result.metrics["test"]["student"] != finished_run.metrics["test"]["student"]
+    assert result.metrics["test"]["all teachers"] == finished_run.metrics["test"]["all teachers"]
+
+
+def test_a_model_whose_embeddings_cannot_be_seen_is_refused_before_it_trains(
+    tmp_path: Path, trained: list[str]
+) -> None:
+    class Scores(Net):
+        """What gives the logits is a convolution."""
+
+        def __init__(self, num_classes: int) -> None:
+            super().__init__(num_classes)
+            self.scores = nn.Conv2d(6, num_classes, 1)
+            del self.head
+
+        def forward(self, images: Tensor) -> Tensor:
+            scores: Tensor = self.scores(self.norm(self.convolution(images)))
+            return scores.mean(dim=(2, 3))
+
+    settings = RUN_SETTINGS | {"distill": {"relations": 1}}
+    with pytest.raises(ConfigError, match=r"^distill\.relations looks at .* choose another model\.head"):
+        fit(make_dataset(), sized(Scores), out=tmp_path / "run", **settings)
+    assert trained == []
+
+
 def test_one_group_is_plain_self_distillation(tmp_path: Path) -> None:
     result = fit(make_dataset(), sized(Net), out=tmp_path / "run", **RUN_SETTINGS | {"k": 1})
     teachers = [training for training in RunFolder(result.folder).trainings() if training.branch]

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor, distributed, nn
 
 import coterie.trainer
-from coterie.config import ResumeConfig, TrainConfig, load_config
+from coterie.config import DistillConfig, ResumeConfig, TrainConfig, load_config
 from coterie.data.loading import EpochSampler, ImageBatches, ResizedImages, Views, plain_batches
 from coterie.data.transforms import Preprocessing
 from coterie.errors import ConfigError, Diverged, RunError
 from coterie.lockstep import Member, train, train_together
-from coterie.losses import asymmetric_loss, squared_error
+from coterie.losses import asymmetric_loss
 from coterie.models.shared_norm import SharedBatchNorm
 from coterie.ranks import ALONE, Meeting, Ranks, joined, ranks_in
 from coterie.tasks import ClassificationTask, DistillationTask, Task
@@ -152,13 +152,16 @@ def distils(ranks: Ranks, folder: Path) -> dict[str, Any]:
     other = Branch([(Net(3), CLASS_NAMES)], CLASS_NAMES)
     teachers = Teachers([branch, other])
     before = {name: tensor.clone() for name, tensor in teachers.state_dict().items()}
-    task = DistillationTask(Net(0), teachers, [0.3, 0.7], asymmetric_loss, squared_error, 0.5, len(COLUMNS))
+    task = DistillationTask(Net(0), teachers, [0.3, 0.7], asymmetric_loss, SQUARED, len(COLUMNS))
     trainer = make_trainer(ranks, folder / "student", task=task)
     train(trainer)
     modes = [module.training for branch in teachers.branches for module in branch.modules()]
     return outcome(trainer) | {
         "teachers moved": not equal_weights(before, dict(teachers.state_dict())) or any(modes)
     }
+
+
+SQUARED = DistillConfig(loss="squared-error", w=0.5)
 
 
 def diverges(ranks: Ranks, folder: Path) -> dict[str, Any]:

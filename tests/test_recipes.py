@@ -18,7 +18,7 @@ from coterie.models.factory import ModelFactory
 from coterie.pipeline import run
 from coterie.predictor import load_classifier
 from coterie.recipe import recipe_names
-from coterie.tasks import ClassificationTask, DistillationTask, classification_loss, distillation_loss
+from coterie.tasks import ClassificationTask, DistillationTask, classification_loss
 from coterie.teachers import Branch, Teachers
 from coterie.trainer import make_optimizer
 from tests.layouts import write_tiny_coco
@@ -203,8 +203,7 @@ def test_a_recipe_trains_two_steps_on_generated_pictures(name: str) -> None:
             Teachers([branch]),
             [1.0],
             loss,
-            distillation_loss(config.distill),
-            config.distill.w,
+            config.distill,
             len(CLASSES),
         ),
     )

@@ -27,7 +27,10 @@ def test_what_was_trained_before_a_setting_came_keeps_its_key() -> None:
     assert [key[:12] for key in keys(*SET)] == ["71013b910482", "313af7762520", "3d0619969e88"]
 
 
-@pytest.mark.parametrize("word", ["distill.ap_power=1", "distill.w_end=0", "student.mixup=0.2"])
+OF_DISTILLATION = ("distill.ap_power=1", "distill.w_end=0", "distill.relations=2", "distill.generator=0.01")
+
+
+@pytest.mark.parametrize("word", [*OF_DISTILLATION, "student.mixup=0.2"])
 def test_a_setting_of_the_student_that_came_later_is_in_its_key_alone(word: str) -> None:
     name = word.partition("=")[0]
     default = {key: value for key, value, _ in describe_settings()}[name.replace("student", "train")]

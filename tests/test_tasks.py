@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from coterie.config import DistillConfig, TrainConfig
 from coterie.losses import asymmetric_loss, bernoulli_kl, binary_cross_entropy, squared_error
+from coterie.relations import relation_loss
 from coterie.seeding import seed_everything
 from coterie.tasks import (
     ClassificationTask,
@@ -47,10 +48,8 @@ def task_of(teachers: Teachers | None, settings: DistillConfig) -> DistillationT
         teachers,
         [settings.a, 1 - settings.a],
         binary_cross_entropy,
-        distillation_loss(settings),
-        settings.w,
+        settings,
         num_classes=2,
-        w_end=settings.w_end,
     )
 
 
@@ -127,6 +126,18 @@ class Pooled(nn.Module):
         return images.mean(dim=(2, 3)) * self.scale
 
 
+class Weighed(nn.Module):
+    """Logits of the mean of each colour, by one linear layer."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.linear(images.mean(dim=(2, 3)))
+        return logits
+
+
 COLOURED = torch.randn(5, 3, 4, 4, generator=torch.Generator().manual_seed(0))
 OF_COLOURED = torch.tensor([[1, 0, 0], [0, 1, -1], [1, 1, 0], [0, 0, 1], [-1, 1, 0]], dtype=torch.int8)
 
@@ -167,8 +178,7 @@ def test_teachers_and_student_see_the_same_mixed_images(monkeypatch: pytest.Monk
         Teachers([branch]),
         [1.0],
         binary_cross_entropy,
-        distillation_loss(settings),
-        settings.w,
+        settings,
         num_classes=3,
         mixup=1.0,
     )
@@ -178,6 +188,51 @@ def test_teachers_and_student_see_the_same_mixed_images(monkeypatch: pytest.Monk
     assert outputs["kd"].item() == pytest.approx(0, abs=1e-6)  # both have the same weights
     expected = 0.75 * soft_cross_entropy(outputs["logits"], mixture)
     assert outputs["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_relations_are_added_to_the_loss() -> None:
+    names = ("a", "b", "c")
+    torch.manual_seed(0)
+    student, all_three, only_c, b_and_a = Weighed(3), Weighed(3), Weighed(1), Weighed(2)
+    groups = [(only_c, ("c",)), (b_and_a, ("b", "a"))]
+    teachers = Teachers([Branch([(all_three, names)], names), Branch(groups, names)])
+    outputs, plain = (
+        DistillationTask(student, teachers, [0.3, 0.7], binary_cross_entropy, chosen, num_classes=3)(
+            COLOURED, OF_COLOURED
+        )
+        for chosen in (DistillConfig(w=0.25, relations=3), DistillConfig(w=0.25))
+    )
+    assert outputs["kd"].item() == pytest.approx(plain["kd"].item(), rel=1e-5)
+    rows, labels = (OF_COLOURED == 1).nonzero(as_tuple=True)
+
+    def embeddings(weights: Tensor) -> Tensor:
+        return COLOURED.mean(dim=(2, 3))[rows] * weights[labels]
+
+    in_groups = torch.stack([b_and_a.linear.weight[1], b_and_a.linear.weight[0], only_c.linear.weight[0]])
+    taught = torch.stack([embeddings(all_three.linear.weight), embeddings(in_groups)])
+    owners, weights = torch.tensor([[0, 0, 0], [1, 1, 0]]), torch.tensor([0.3, 0.7])
+    own = embeddings(student.linear.weight)
+    expected = relation_loss(own, taught, owners, weights, (rows, labels))
+    assert outputs["relations"].item() == pytest.approx(expected.item(), rel=1e-5)
+    assert outputs["loss"].item() == pytest.approx(plain["loss"].item() + 3 * expected.item(), rel=1e-5)
+
+
+def test_a_generated_target_is_what_the_student_learns() -> None:
+    task = DistillationTask(
+        Weighed(3), None, [0.3, 0.7], binary_cross_entropy, DistillConfig(w=0.5, generator=0.1), num_classes=3
+    )
+    known = torch.randn(2, len(COLOURED), 3)
+    task.eval()  # nothing is learned from what is only measured
+    outputs = task(COLOURED, OF_COLOURED, False, known)
+    mean = torch.logit(0.3 * known[0].sigmoid() + 0.7 * known[1].sigmoid())
+    expected = bernoulli_kl(outputs["logits"], mean[None], torch.ones(1))
+    assert outputs["kd"].item() == pytest.approx(expected.item(), rel=1e-4)
+    before = {name: value.clone() for name, value in task.learned["generator"].named_parameters()}
+    task.train()
+    for _ in range(2):
+        task(COLOURED, OF_COLOURED, False, known)
+    after = dict(task.learned["generator"].named_parameters())
+    assert not any(torch.equal(value, after[name]) for name, value in before.items())
 
 
 def test_what_is_mixed_is_images_and_not_what_was_made_of_them() -> None:

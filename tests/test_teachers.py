@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from coterie.config import DistillConfig
 from coterie.errors import CheckpointError
-from coterie.losses import binary_cross_entropy, squared_error
+from coterie.losses import binary_cross_entropy
 from coterie.models.frozen import FrozenModel
 from coterie.tasks import DistillationTask
 from coterie.teachers import Branch, Ensemble, Teachers
@@ -33,7 +34,12 @@ class Answers(nn.Module):
 
 def student_task(model: nn.Module, branch: Branch) -> DistillationTask:
     return DistillationTask(
-        model, Teachers([branch]), [1.0], binary_cross_entropy, squared_error, 0.5, branch.num_classes
+        model,
+        Teachers([branch]),
+        [1.0],
+        binary_cross_entropy,
+        DistillConfig(loss="squared-error", w=0.5),
+        branch.num_classes,
     )
 
 

@@ -17,13 +17,14 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from coterie.config import ResumeConfig, TrainConfig, load_config
+from coterie.config import DistillConfig, ResumeConfig, TrainConfig, load_config
 from coterie.data.dataset import MultiLabelDataset
 from coterie.errors import ConfigError, RunError
 from coterie.lockstep import train
 from coterie.losses import ClassificationLoss, binary_cross_entropy
 from coterie.states import DIVERGED_FILE, PATTERN, States, read_state
-from coterie.tasks import ClassificationTask
+from coterie.tasks import ClassificationTask, DistillationTask
+from coterie.teachers import Branch, Teachers
 from coterie.trainer import (
     Progressed,
     _Recent,
@@ -33,7 +34,15 @@ from coterie.trainer import (
     make_scheduler,
     prepare,
 )
-from tests.tiny import RunnableTrainer, cpu_fabric, equal_weights, make_dataset, make_trainer, tiny_net
+from tests.tiny import (
+    CLASS_NAMES,
+    RunnableTrainer,
+    cpu_fabric,
+    equal_weights,
+    make_dataset,
+    make_trainer,
+    tiny_net,
+)
 
 STEPS_IN_AN_EPOCH = 3  # 24 training images in batches of 8
 
@@ -498,6 +507,29 @@ def test_images_are_mixed_as_they_were_also_after_a_stop(tmp_path: Path) -> None
     assert trainer.state.step == 2
     trainer.run()
     assert equal_weights(trainer.task.model.state_dict(), undisturbed.task.model.state_dict())
+
+
+def test_a_generator_of_targets_goes_on_as_it_was_after_a_stop(tmp_path: Path) -> None:
+    def taught(
+        folder: str, loss: ClassificationLoss = binary_cross_entropy, rate: float = 0.1
+    ) -> RunnableTrainer:
+        branch = Branch([(tiny_net(5), CLASS_NAMES)], CLASS_NAMES)
+        settings = DistillConfig(generator=rate)
+        task = DistillationTask(tiny_net(), Teachers([branch]), [1.0], loss, settings, len(CLASS_NAMES))
+        return make_trainer(tmp_path / folder, task=task, epochs=2, resume=ResumeConfig(steps=1))
+
+    undisturbed, plain = taught("undisturbed"), taught("plain", rate=0)
+    undisturbed.run()
+    plain.run()
+    assert not equal_weights(undisturbed.task.model.state_dict(), plain.task.model.state_dict())
+    with pytest.raises(KeyboardInterrupt):
+        taught("stopped", failing_loss(3, raising(KeyboardInterrupt()))).run()
+    trainer = taught("stopped")
+    assert trainer.state.step == 2
+    trainer.run()
+    assert equal_weights(trainer.task.model.state_dict(), undisturbed.task.model.state_dict())
+    learned, other = (one.task.learned["generator"] for one in (trainer, undisturbed))
+    assert all(torch.equal(*pair) for pair in zip(learned.parameters(), other.parameters(), strict=True))
 
 
 def test_what_was_done_of_an_epoch_is_not_loaded_again(

@@ -32,6 +32,8 @@ from coterie.untrusted import parse_yaml
 
 BASELINE, STUDENT = "baseline", "student"
 ROLES = (BASELINE, "teacher", STUDENT)
+# settings of the distillation that look at what the last layer of the model sees
+LOOK_AT_OUTPUT_LAYER = ("relations", "generator")
 # `data=PATH` is short for `data.source=PATH`.
 SHORT_FORMS = {"data": "source", "model": "name"}
 
@@ -492,7 +494,7 @@ class DistillConfig(Section):
     With the baseline as a third teacher of weight b, its kd is in the sum too, and the branches have 1 - b.
     """
 
-    later = frozenset({"ap_power", "w_end"})
+    later = frozenset({"ap_power", "w_end", "relations", "generator"})
 
     loss: Literal["bernoulli-kl", "squared-error"] = "bernoulli-kl"
     w: float = Field(0.5, ge=0, le=1, description="weight of the teachers against the labels")
@@ -509,6 +511,17 @@ class DistillConfig(Section):
         description="weigh the teachers of each label by their validation AP for it, to this power; 0: not",
     )
     temperature: float = Field(1.0, gt=0, description="of the Bernoulli KL")
+    relations: float = Field(
+        0.0,
+        ge=0,
+        description="weight of a loss on distances among label-wise embeddings, beside that on logits",
+    )
+    generator: float = Field(
+        0.0,
+        ge=0,
+        description="learning rate of a generator that makes one target for each label of all teachers'; 0: "
+        "their weighted mean",
+    )
     seed: int | None = Field(
         None,
         ge=0,
@@ -687,6 +700,27 @@ class Config(Section):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _embeddings_come_from_live_teachers(self) -> Self:
+        distill = self.distill
+        if distill.relations and self.caches_logits:
+            raise ValueError(
+                "distill.relations compares embeddings, and only logits are kept on the disk: set "
+                "distill.cache=off, or distill.relations=0"
+            )
+        if distill.relations and self.student.mixup:
+            raise ValueError(
+                "distill.relations compares the labels of single images, and student.mixup mixes them: set "
+                "one of them to 0"
+            )
+        for name in LOOK_AT_OUTPUT_LAYER:
+            if getattr(distill, name) and self.processes > 1:
+                raise ValueError(
+                    f"distill.{name} looks at whole batches, and processes={self.processes} share each: set "
+                    f"processes=1, or distill.{name}=0"
+                )
+        return self
+
     @property
     def view_seed(self) -> int:
         """The seed that the views of all trainings come from."""
@@ -696,7 +730,7 @@ class Config(Section):
     def caches_logits(self) -> bool:
         """Whether the student learns from logits on the disk."""
         if self.distill.cache == "auto":
-            return self.student.views_come_again
+            return self.student.views_come_again and self.distill.relations == 0
         return self.distill.cache == "on"
 
     def distill_inputs(self) -> dict[str, Any]:

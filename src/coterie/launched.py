@@ -16,7 +16,7 @@ from typing import Any, Self
 from rich.console import Console
 from torch import distributed
 
-from coterie.config import Config
+from coterie.config import Config, validate_config
 from coterie.data.loading import ResizedImages
 from coterie.errors import ConfigError, RunError
 from coterie.models.factory import ModelBuilder, ModelFactory, make_factory
@@ -42,6 +42,7 @@ class LaunchedEngine:
             raise ConfigError(
                 f"processes={self.config.processes}, but {self.ranks.size} have been started; leave it out"
             )
+        validate_config(self.config.to_values() | {"processes": self.ranks.size})
         if self.config.jobs > 1:
             raise ConfigError(
                 f"jobs={self.config.jobs}, but all processes that have been started do one training "

@@ -30,6 +30,7 @@ from coterie.predictor import Predictor
 from coterie.preflight import (
     check_frozen,
     check_measured,
+    check_output_layer,
     check_space,
     checked_images,
     describe_start,
@@ -133,6 +134,7 @@ def _run(
     partitions = make_partitions(config, dataset)
     model = tried_model(factory, dataset.class_names, console)
     check_frozen(config, factory, model)
+    check_output_layer(config, model, dataset.num_classes)
     start = describe_start(factory, model)
     with folder.locked(), engine:
         if mirror is not None:

@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from coterie.config import ROLES, Config, DataConfig
+from coterie.config import LOOK_AT_OUTPUT_LAYER, ROLES, Config, DataConfig
 from coterie.data.check import check_images, without_images
 from coterie.data.dataset import MultiLabelDataset
 from coterie.data.overlap import check_twins, settle_twins
@@ -24,6 +24,7 @@ from coterie.evaluation import evaluation_splits
 from coterie.files import file_sha256
 from coterie.models.cut import Cut
 from coterie.models.factory import ModelFactory
+from coterie.models.output_layer import OutputLayer
 from coterie.progress import say
 from coterie.runfolder import Inputs, Training
 
@@ -76,6 +77,13 @@ def check_frozen(config: Config, factory: ModelFactory, model: nn.Module) -> Non
                 f"{role}.frozen={settings.frozen} would freeze random weights; give trained ones by "
                 f"model.pretrained=true or model.weights=FILE, or {role}.start=baseline"
             )
+
+
+def check_output_layer(config: Config, model: nn.Module, num_classes: int) -> None:
+    """ConfigError where a setting of the distillation looks at an output layer that the `model` has not."""
+    for name in LOOK_AT_OUTPUT_LAYER:
+        if getattr(config.distill, name):
+            OutputLayer(model, num_classes, f"distill.{name}")
 
 
 def describe_start(factory: ModelFactory, model: nn.Module) -> dict[str, Any]:

@@ -5,7 +5,7 @@ plain.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import NamedTuple
@@ -13,8 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from coterie.config import DistillConfig, TrainConfig
-from coterie.data.dataset import UNKNOWN
+from coterie.config import LOOK_AT_OUTPUT_LAYER, DistillConfig, TrainConfig
+from coterie.data.dataset import PRESENT, UNKNOWN
+from coterie.generator import TargetGenerator
 from coterie.losses import (
     ClassificationLoss,
     DistillationLoss,
@@ -24,7 +25,10 @@ from coterie.losses import (
     squared_error,
 )
 from coterie.models.cut import Cut
+from coterie.models.output_layer import OutputLayer
 from coterie.models.shared_norm import SharedBatchNorm
+from coterie.relations import relation_loss
+from coterie.teachers import Teachers
 
 
 class Mixture(NamedTuple):
@@ -72,6 +76,11 @@ class Task(nn.Module):
         self.mixup = mixup
         self.needs_images = mixup > 0
 
+    @property
+    def learned(self) -> Mapping[str, nn.Module]:
+        """What is learned beside the model, and is part of the training's state."""
+        return {}
+
     def mixture(self, images: Tensor, are_features: bool = False) -> Mixture | None:
         """How this step mixes its batch, None where it does not; ValueError where it has no images."""
         if self.mixup == 0:
@@ -112,9 +121,12 @@ class DistillationTask(Task):
     """Train `model` on the labels and on frozen teachers (PSD; Xu et al., IJCAI 2022, eq. 3-5).
 
     `(1 - w) * cls(z, y) + w * sum_r weight_r * kd(z, z_r)`, where z_r [B, C] are the logits of branch r in
-    full label order and the weights [R] are a and 1 - a, or those of each label [R, C]. `teachers`: images
-    -> logits [R, B, C]; None where every batch brings those logits with it. With `w_end`, w goes there in
-    equal parts, from the first step to the last. With `mixup`, teachers and student see the mixed image.
+    full label order and the weights [R] are a and 1 - a, or those of each label [R, C]. `settings` say what
+    kd is; `w`, which may go to `w_end` in equal parts, from the first step to the last; and what is added:
+    `relations` times the loss of label-wise embeddings, and a generator, which makes one target of all z_r.
+
+    `teachers`: images -> logits [R, B, C]; None where every batch brings those logits with it. With `mixup`,
+    teachers and student see the mixed image. ConfigError where `model` has no output layer to look at.
     """
 
     weights: Tensor
@@ -122,13 +134,11 @@ class DistillationTask(Task):
     def __init__(
         self,
         model: nn.Module,
-        teachers: nn.Module | None,
+        teachers: Teachers | None,
         weights: Sequence[float] | Tensor,
         loss: ClassificationLoss,
-        distillation_loss: DistillationLoss,
-        w: float,
+        settings: DistillConfig,
         num_classes: int,
-        w_end: float | None = None,
         mixup: float = 0.0,
     ) -> None:
         super().__init__(model, list(range(num_classes)), mixup)
@@ -136,9 +146,19 @@ class DistillationTask(Task):
         self.needs_images = teachers is not None
         self.register_buffer("weights", torch.as_tensor(weights, dtype=torch.float32), persistent=False)
         self.loss = loss
-        self.distillation_loss = distillation_loss
-        self.w = w
-        self.w_end = w if w_end is None else w_end
+        self.distillation_loss = distillation_loss(settings)
+        self.settings = settings
+        self.generator = (
+            TargetGenerator(self.weights, num_classes, settings.generator) if settings.generator else None
+        )
+        self.output_layer = None
+        for name in LOOK_AT_OUTPUT_LAYER:
+            if getattr(settings, name):
+                self.output_layer = OutputLayer(model, num_classes, f"distill.{name}")
+
+    @property
+    def learned(self) -> Mapping[str, nn.Module]:
+        return {} if self.generator is None else {"generator": self.generator}
 
     def forward(
         self,
@@ -148,24 +168,53 @@ class DistillationTask(Task):
         teacher_logits: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Images [B, 3, H, W] or features of the frozen part, targets [B, C], and the teachers' logits
-        [R, B, C] where they are known -> loss [], logits [B, C], and the parts "cls" and "kd" [].
+        [R, B, C] where they are known -> loss [], logits [B, C], and the parts "cls" and "kd" [], with
+        relations also "relations" [].
         """
         if (mixture := self.mixture(images, are_features)) is not None:
             if teacher_logits is not None:
                 raise ValueError("logits of teachers that are known are not those of mixed images")
             images = mixture.images(images)
+        rows, labels = (targets == PRESENT).nonzero(as_tuple=True)
+        positives = (rows, labels)
+        embeddings = None
         if teacher_logits is None:
             if self.teachers is None or are_features:
                 raise ValueError("the student has neither teachers and images, nor the logits of teachers")
-            teacher_logits = self.teachers(images)
-        logits = self.answer(images, are_features)
+            if self.settings.relations:
+                teacher_logits, embeddings = self.teachers.with_embeddings(images, positives)
+            else:
+                teacher_logits = self.teachers(images)
+        with nullcontext() if self.output_layer is None else self.output_layer.watched():
+            logits = self.answer(images, are_features)
         classification = (
             self.loss(logits, targets) if mixture is None else mixture.loss(self.loss, logits, targets)
         )
-        distillation = self.distillation_loss(logits, teacher_logits, self.weights)
-        w = self.w + (self.w_end - self.w) * self.progress
+        distillation = self._distillation(logits, teacher_logits, targets)
+        parts = {"cls": classification, "kd": distillation}
+        w, w_end = self.settings.w, self.settings.w_end
+        if w_end is not None:
+            w += (w_end - w) * self.progress
         loss = (1 - w) * classification + w * distillation
-        return {"loss": loss, "logits": logits, "cls": classification, "kd": distillation}
+        if embeddings is not None:
+            parts["relations"] = self._relations(embeddings, positives)
+            loss = loss + self.settings.relations * parts["relations"]
+        return {"loss": loss, "logits": logits, **parts}
+
+    def _distillation(self, logits: Tensor, teacher_logits: Tensor, targets: Tensor) -> Tensor:
+        if self.generator is None or self.output_layer is None:
+            return self.distillation_loss(logits, teacher_logits, self.weights)
+        if self.training:
+            self.generator.learn(self.output_layer, logits, teacher_logits, targets, self.distillation_loss)
+        with torch.no_grad():
+            target = self.generator(teacher_logits)
+        return self.distillation_loss(logits, target[None], self.weights.new_ones(1))
+
+    def _relations(self, embeddings: Tensor, positives: tuple[Tensor, Tensor]) -> Tensor:
+        if self.teachers is None or self.output_layer is None:
+            raise ValueError("relations need teachers and an output layer")
+        own = self.output_layer.embeddings(*positives)
+        return relation_loss(own, embeddings, self.teachers.owners, self.weights, positives)
 
 
 def classification_loss(settings: TrainConfig) -> ClassificationLoss:

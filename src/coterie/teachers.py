@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Self
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from coterie.errors import CheckpointError, repeated, shortened
+from coterie.models.output_layer import OutputLayer
 
 
 class Branch(nn.Module):
@@ -21,6 +22,8 @@ class Branch(nn.Module):
     """
 
     columns: Tensor
+    owners: Tensor
+    places: Tensor
 
     def __init__(
         self, teachers: Sequence[tuple[nn.Module, Sequence[str]]], class_names: Sequence[str]
@@ -40,9 +43,14 @@ class Branch(nn.Module):
             )
         self.models = nn.ModuleList(model for model, _ in teachers)
         self.num_classes = len(class_names)
+        self.group_sizes = [len(names) for _, names in teachers]
         # Column j of the joined logits is class answered[j]; this puts them where class_names has them.
         order = [answered.index(name) for name in class_names]
         self.register_buffer("columns", torch.tensor(order), persistent=False)
+        # of each class: the number of its teacher, and its column there
+        where = [(number, place) for number, size in enumerate(self.group_sizes) for place in range(size)]
+        for name, values in zip(("owners", "places"), zip(*where, strict=True), strict=True):
+            self.register_buffer(name, torch.tensor(values)[self.columns], persistent=False)
         self.requires_grad_(False)
         self.eval()
 
@@ -62,6 +70,23 @@ class Branch(nn.Module):
         joined = torch.cat([model(images) for model in self.models], dim=1)
         return joined[:, self.columns]
 
+    @torch.no_grad()
+    def with_embeddings(self, images: Tensor, positives: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """The logits [B, C], and the label-wise embeddings [P, D] of `positives`: images [P] of the batch and
+        labels [P]. ConfigError where a teacher has no output layer to take them from.
+        """
+        rows, labels = positives
+        logits, parts, order = [], [], []
+        for number, (model, size) in enumerate(zip(self.models, self.group_sizes, strict=True)):
+            layer = OutputLayer(model, size, "distill.relations")
+            with layer.watched():
+                logits.append(model(images))
+            own = (self.owners[labels] == number).nonzero().flatten()
+            parts.append(layer.embeddings(rows[own], self.places[labels[own]]))
+            order.append(own)
+        embeddings = torch.cat(parts)[torch.cat(order).argsort()]
+        return torch.cat(logits, dim=1)[:, self.columns], embeddings
+
 
 class Teachers(nn.Module):
     """The branches that a student learns from: images [B, 3, H, W] -> logits [R, B, C], without gradients.
@@ -72,7 +97,7 @@ class Teachers(nn.Module):
 
     def __init__(
         self,
-        branches: Sequence[nn.Module],
+        branches: Sequence[Branch],
         compiled: bool = False,
         lower: nn.Module | None = None,
         autocast: Callable[[], AbstractContextManager[None]] = nullcontext,
@@ -88,14 +113,37 @@ class Teachers(nn.Module):
             else self._stacked
         )
 
+    @property
+    def owners(self) -> Tensor:
+        """The number of the teacher of each branch that answers for each class, [R, C]."""
+        return torch.stack([branch.owners for branch in self._branches()])
+
     def forward(self, images: Tensor) -> Tensor:
         with torch.inference_mode():
-            if self.lower is not None:
-                with self._autocast():
-                    images = self.lower(images).float()
-            logits = self._answer(images)
+            logits = self._answer(self._lowered(images))
         # copied outside of it: a tensor made in inference mode cannot be part of a loss
         return logits.clone()
+
+    def with_embeddings(self, images: Tensor, positives: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """The logits, and the label-wise embeddings [R, P, D] of `positives`: images [P] of the batch and
+        labels [P].
+        """
+        with torch.inference_mode():
+            features = self._lowered(images)
+            answers = [branch.with_embeddings(features, positives) for branch in self._branches()]
+            logits, embeddings = (torch.stack(parts) for parts in zip(*answers, strict=True))
+        return logits.clone(), embeddings.clone()
+
+    def _branches(self) -> Iterator[Branch]:
+        yield from self.branches  # type: ignore[misc]  # a ModuleList does not say of what
+
+    def _lowered(self, images: Tensor) -> Tensor:
+        """What the branches answer from."""
+        if self.lower is None:
+            return images
+        with self._autocast():
+            features: Tensor = self.lower(images)
+        return features.float()
 
     def _stacked(self, images: Tensor) -> Tensor:
         return torch.stack([branch(images) for branch in self.branches])

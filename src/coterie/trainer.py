@@ -495,6 +495,7 @@ class Trainer:
             "optimizer": self.optimizer,
             "scheduler": self.scheduler,
             "scaler": self.fabric.strategy.precision,
+            **self.task.learned,
         }
         return {name: part for name, part in parts.items() if part is not None}
 

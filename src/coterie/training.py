@@ -29,7 +29,7 @@ from coterie.ranks import ALONE, Ranks, wait_for_all
 from coterie.runfolder import Training, reset
 from coterie.seeding import derive_seed
 from coterie.states import remove_states
-from coterie.tasks import ClassificationTask, DistillationTask, Task, classification_loss, distillation_loss
+from coterie.tasks import ClassificationTask, DistillationTask, Task, classification_loss
 from coterie.teachers import Branch, Teachers
 from coterie.teaching import Teaching
 from coterie.trainer import Data, Reporter, Trainer, make_fabric
@@ -351,15 +351,12 @@ class _Group:
         loss = classification_loss(job.settings)
         if taught is None:
             return ClassificationTask(model, self._columns(job.training), loss, job.settings.mixup)
-        distill = self.config.distill
         return DistillationTask(
             model,
             taught.teachers,
             taught.weights,
             loss,
-            distillation_loss(distill),
-            distill.w,
+            self.config.distill,
             self.dataset.num_classes,
-            distill.w_end,
             job.settings.mixup,
         )

@@ -403,4 +403,5 @@ def test_a_student_of_the_baseline_needs_it(
 def test_what_teachers_say_is_kept_for_all_rows_but_of_mixed_images(tmp_path: Path) -> None:
     assert _shared(load_config(), tmp_path).distill.cache == "on"
     assert _shared(load_config(["distill.cache=off"]), tmp_path).distill.cache == "off"
-    assert _shared(load_config(["student.mixup=0.2"]), tmp_path).distill.cache == "auto"
+    for word in ("student.mixup=0.2", "distill.relations=1"):
+        assert _shared(load_config([word]), tmp_path).distill.cache == "auto"

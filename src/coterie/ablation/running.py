@@ -90,7 +90,7 @@ def ablate(
 def _shared(config: Config, out: Path) -> Config:
     """What is computed once is kept where all rows find it: what teachers say to every view, and features."""
     distill = config.distill
-    if distill.cache == "auto" and config.student.mixup == 0:
+    if distill.cache == "auto" and config.student.mixup == 0 and distill.relations == 0:
         distill = distill.model_copy(update={"cache": "on"})
     return config.model_copy(update={"distill": distill, "cache_dir": config.cache_dir or out})
 
