@@ -134,7 +134,7 @@ IDEAS = (
         "targets learned from what they do to the student",
         ("distill.generator=1e-3",),
         0.1,
-        "it can turn away from a teacher who misleads, but sees training images, which all teachers know well",
+        "it can turn away from a teacher who misleads, but all teachers know the training images well",
     ),
     Idea(
         "augmented",
