@@ -36,6 +36,8 @@ import torch
 from tests.fuzzing.fuzzing import fuzz
 from tests.fuzzing.targets import TARGETS
 
+from benchmarks.streams import status
+
 MEMORY = 2**30  # bytes that a reader may take
 SECONDS = 20  # of computing for one file
 PATIENCE = 15  # times as long by the clock: what waits computes nothing, and the machine may be busy
@@ -48,7 +50,9 @@ class Hang(BaseException):
 
 
 def attempt(name: str, number: int, folder: Path, result: Any) -> None:
-    """Fuzz one target in this process: sends how many files were tried, and what is wrong with the last."""
+    """Fuzz one target in this process: sends how many files were tried, what is wrong with the last, and how
+    many bytes of memory the process had at most beyond those that it began with.
+    """
     logging.disable()
     torch.set_num_threads(1)
     faulthandler.enable()
@@ -77,16 +81,19 @@ def attempt(name: str, number: int, folder: Path, result: Any) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     files = folder / "files"
     files.mkdir()
+    begun = status("VmRSS")
     problem = ""
     try:
         fuzz(TARGETS[name], files, EXAMPLES, number, watch)
     except BaseException:
         problem = traceback.format_exc()
-    result.send((tried, problem))
+    result.send((tried, problem, status("VmHWM") - begun))
 
 
-def fuzz_once(name: str, number: int) -> tuple[int, str]:
-    """Files tried of a target, and where the case of a find was left, with its reason in `reason.txt`."""
+def fuzz_once(name: str, number: int) -> tuple[int, str, float]:
+    """Files tried of a target, where the case of a find was left, with its reason in CASE.txt, and the
+    memory that was taken.
+    """
     context = multiprocessing.get_context("fork")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -95,12 +102,12 @@ def fuzz_once(name: str, number: int) -> tuple[int, str]:
         process.start()
         sending.close()
         try:
-            tried, problem = receiving.recv()
+            tried, problem, memory = receiving.recv()
         except EOFError:
             process.join()
-            tried, problem = 0, f"the process ended by itself ({process.exitcode})"
+            tried, problem, memory = 0, f"the process ended by itself ({process.exitcode})", 0.0
         process.join()
-        return tried, str(_keep(name, folder, problem)) if problem else ""
+        return tried, str(_keep(name, folder, problem)) if problem else "", memory
 
 
 def _keep(name: str, folder: Path, problem: str) -> Path:
@@ -132,13 +139,15 @@ def main() -> int:
     end = time.monotonic() + 60 * options.minutes
     tried: Counter[str] = Counter()
     found: Counter[str] = Counter()
+    most = 0.0
     number = options.seed
     while time.monotonic() < end:
         for name in options.targets:
             if time.monotonic() >= end:
                 break
-            files, case = fuzz_once(name, number)
+            files, case, memory = fuzz_once(name, number)
             tried[name] += files
+            most = max(most, memory)
             if case:
                 found[name] += 1
                 lines = Path(f"{case}.txt").read_text().strip().splitlines()
@@ -147,7 +156,10 @@ def main() -> int:
         number += 1
     for name in options.targets:
         print(f"{name:18}{tried[name]:10,} files{found[name]:6} finds")
-    print(f"{sum(tried.values()):,} files, {sum(found.values())} finds; seeds {options.seed} to {number - 1}")
+    print(
+        f"{sum(tried.values()):,} files in {options.minutes:g} minutes, {sum(found.values())} finds, at most "
+        f"{most / 2**20:,.0f} MiB; seeds {options.seed} to {number - 1}"
+    )
     return len(found)
 
 

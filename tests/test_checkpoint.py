@@ -267,6 +267,8 @@ def test_a_missing_or_wrong_field_is_named(tmp_path: Path, field: str) -> None:
         (lambda content: content["preprocessing"].update(image_size="x"), "'preprocessing.image_size': "),
         (lambda content: content.update(class_names="abc"), "'class_names': Input should be a valid tuple"),
         (lambda content: content.update(weights_sha256="0"), "their hash is not the one in"),
+        (lambda content: content["architecture"].pop("kind"), "is damaged: its architecture must be "),
+        (lambda content: content.update(architecture={"kind": "own"}), "is damaged: its architecture must "),
     ],
 )  # fmt: skip
 def test_a_damaged_description_is_told(

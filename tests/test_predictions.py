@@ -213,6 +213,22 @@ def test_what_is_written_is_not_computed_again(
     assert sorted(decoded) == photos[kept:]
 
 
+@pytest.mark.parametrize(
+    "labels", [b"3", b"null", b'{"red": "high"}', b'{"red": null}', b'{"red\\ud800": 0.5}', b"[" * 100_000]
+)
+def test_a_row_that_nobody_has_written_is_made_anew(
+    predictor: Predictor, photos: list[Path], tmp_path: Path, labels: bytes
+) -> None:
+    out = tmp_path / "out.csv"
+    with pytest.raises(Stop):
+        predict_to_file(predictor, stopping(photos, 0), Selection(), out, Format.CSV)
+    with (tmp_path / "out.csv.partial").open("ab") as file:
+        file.write(b'{"image": %s, "labels": %s}\n' % (json.dumps(str(photos[0])).encode(), labels))
+    predict_to_file(predictor, photos, Selection(), out, Format.CSV)
+    rows = list(predict_rows(predictor, photos, Selection(), Tally()))
+    assert out.read_text(encoding="utf-8") == text_of(Format.CSV, rows)
+
+
 @pytest.mark.usefixtures("small_batches")
 def test_pictures_that_came_or_went_in_between_are_seen(
     predictor: Predictor, photos: list[Path], tmp_path: Path

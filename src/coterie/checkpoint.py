@@ -130,6 +130,14 @@ def read_checkpoint(folder: Path) -> Checkpoint:
             f"checkpoint {path} is damaged: {counted(len(checkpoint.thresholds), 'threshold')} for "
             f"{counted(len(checkpoint.class_names), 'class', 'classes')}"
         )
+    architecture = checkpoint.architecture
+    is_own = architecture.get("kind") == "own" and isinstance(architecture.get("builder"), str)
+    is_ours = architecture.get("kind") == "coterie" and set(architecture) == {"kind", *ARCHITECTURE, *FURTHER}
+    if not is_own and not is_ours:
+        raise CheckpointError(
+            f"checkpoint {folder} is damaged: its architecture must be "
+            f"{shortened((*ARCHITECTURE, *FURTHER), 7)} of a model of coterie, and is {architecture}"
+        )
     return checkpoint
 
 
@@ -164,22 +172,16 @@ def load_model(folder: Path, builder: ModelBuilder | None = None) -> tuple[nn.Mo
 
 def _build(checkpoint: Checkpoint, folder: Path, builder: ModelBuilder | None) -> nn.Module:
     architecture = checkpoint.architecture
-    kind = architecture.get("kind")
-    if kind == "own" and builder is None:
+    is_own = architecture["kind"] == "own"
+    if is_own and builder is None:
         raise CheckpointError(
-            f"checkpoint {folder} is of your own model {architecture.get('builder')}, and loading runs no "
+            f"checkpoint {folder} is of your own model {architecture['builder']}, and loading runs no "
             "code by itself: give the builder, in Python as model=BUILDER, on the command line as "
             "--model module:function"
         )
     try:
-        if kind == "own":
+        if is_own:
             return ModelFactory(ModelConfig(), builder).build(checkpoint.class_names)
-        if kind != "coterie" or set(architecture) != {"kind", *ARCHITECTURE, *FURTHER}:
-            raise CheckpointError(
-                f"checkpoint {folder} is damaged: its architecture must be "
-                f"{shortened((*ARCHITECTURE, *FURTHER), 7)} of a model of coterie, and is "
-                f"{architecture}"
-            )
         values = {key: architecture[key] for key in ARCHITECTURE}
         if (section := HEAD_SECTIONS.get(str(values["head"]))) is not None:
             values[section] = architecture["head_options"]

@@ -16,6 +16,7 @@ from typing import IO, TextIO
 
 import pyarrow
 import pyarrow.parquet
+from pydantic import TypeAdapter
 
 from coterie.errors import DataError, RunError
 from coterie.files import content_hash
@@ -44,6 +45,9 @@ class Row:
     image: str
     labels: dict[str, float]
     error: str | None = None
+
+
+_ROW = TypeAdapter(Row)
 
 
 @dataclass(frozen=True)
@@ -255,9 +259,10 @@ def _rows_in(file: IO[bytes]) -> Iterator[Row]:
 
 
 def _parsed(line: bytes) -> Row | None:
-    """The row in a line; None where it is not whole."""
+    """The row in a line; None where it is not whole, or is none that was written here."""
     try:
-        return Row(**parse_json(line)) if line.endswith(b"\n") else None
+        row = _ROW.validate_python(parse_json(line))
+        return row if _json_line(row).encode() == line else None
     except (ValueError, TypeError):
         return None
 

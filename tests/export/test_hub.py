@@ -93,6 +93,15 @@ def test_the_card_holds_metrics_and_settings_of_the_run(finished_run: Run, tmp_p
     assert classes[1:] == [[name, "0.500"] for name in finished_run.student.class_names]
 
 
+@pytest.mark.parametrize(
+    "models", [[], {"student": 3}, {"student": {"mAP": "x"}}, {"student": {"mAP": [1]}}, {"student": []}]
+)
+def test_results_that_are_none_are_left_out_of_the_card(run_copy: Run, tmp_path: Path, models: Any) -> None:
+    (run_copy.folder / "metrics.json").write_text(json.dumps({"splits": {"val": models}}))
+    write_hub_folder(run_copy.folder / "student", tmp_path / "hub")
+    assert "## Metrics" not in card_of(tmp_path / "hub")[1]
+
+
 def test_class_names_break_no_card(checkpoint: Path, tmp_path: Path) -> None:
     write_hub_folder(checkpoint, tmp_path / "hub")
     head, text = card_of(tmp_path / "hub")

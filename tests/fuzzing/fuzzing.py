@@ -46,10 +46,10 @@ def fuzz(
     is around its reading.
     """
     target.make(folder)
-    problem = outcome(target, folder)
-    assert problem is None or target.starts_wrong, problem
     whole = {path: path.read_bytes() for path in sorted(folder.glob(target.files)) if path.is_file()}
     assert whole, target.files
+    problem = outcome(target, folder)
+    assert problem is None or target.starts_wrong, problem
 
     @settings(
         max_examples=examples,

@@ -8,7 +8,8 @@ import json
 import shutil
 import struct
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -38,19 +39,23 @@ from coterie.data.dataset import MultiLabelDataset, open_image
 from coterie.data.presence import missing_images, repeated_images
 from coterie.data.reading import read_dataset
 from coterie.evaluation import evaluation_config
+from coterie.export.hub import write_hub_folder
+from coterie.formats import Format
 from coterie.labels import CooccurrenceGraph, Partition, partition_labels
 from coterie.models.factory import ModelFactory
 from coterie.models.weights import load_backbone_weights, read_state_dict
 from coterie.models.word_vectors import count_dimensions, read_word_vectors
 from coterie.pipeline import run
+from coterie.predictions import Selection, predict_to_file
+from coterie.predictor import load_classifier
 from coterie.published import import_cpsd, read_class_names
 from coterie.report.reading import read_run
 from coterie.runfolder import RunFolder
-from coterie.sources import find_pictures
+from coterie.sources import find_pictures, listed_paths
 from coterie.store import Store
 from tests.fuzzing import kept
 from tests.layouts import picture_bytes, write_coco, write_json, write_nuswide, write_tar, write_voc
-from tests.tiny import RUN_WORDS, write_table
+from tests.tiny import RUN_WORDS, Net, write_table
 
 NAMES = ("ant", "cat", "zebra")
 VOC_OBJECTS = {"train": {"a": [("cat", False), ("ant", True)]}, "val": {"b": [("ant", False)]}}
@@ -268,6 +273,45 @@ def _read_run(folder: Path) -> None:
         np.stack([np.array(array) for array in logits.models.values()]).sum()
 
 
+class _Enough(Exception):
+    """What ends a prediction in its middle."""
+
+
+def _predict(folder: Path, most: int) -> None:
+    """Write what the student says of three pictures, or of so many of them that it stops before the end."""
+    predictor = load_classifier(finished_folder(), model=Net)
+
+    def pictures() -> Iterator[Path]:
+        yield from sorted(folder.glob("*.png"))[:most]
+        if most < 3:
+            raise _Enough
+
+    predict_to_file(predictor, pictures(), Selection(), folder / "out.csv", Format.CSV)
+
+
+def _make_partial(folder: Path) -> None:
+    for number in range(3):
+        (folder / f"{number}.png").write_bytes(picture_bytes(number))
+    with suppress(_Enough):
+        _predict(folder, 2)
+
+
+def _make_measured(folder: Path) -> None:
+    shutil.copytree(finished_folder() / "student", folder / "run" / "student")
+    shutil.copy(finished_folder() / "metrics.json", folder / "run")
+
+
+def _write_card(folder: Path) -> None:
+    shutil.rmtree(folder / "card", ignore_errors=True)
+    write_hub_folder(folder / "run" / "student", folder / "card")
+
+
+def _read_list(folder: Path) -> None:
+    with (folder / "list.txt").open("rb") as file:
+        for path in listed_paths(file):
+            Path(path).suffix.encode("utf-8", "surrogateescape")
+
+
 def _make_store(folder: Path) -> None:
     store = Store(folder / "store")
     store.prepare()
@@ -414,6 +458,9 @@ TARGETS: dict[str, Target] = {
     "storage": Target(
         lambda folder: kept.make_storage(folder, finished_folder()), kept.read_storage, "storage/**/*"
     ),
+    "predictions": Target(_make_partial, lambda folder: _predict(folder, 3), "*.partial"),
+    "card": Target(_make_measured, _write_card, "run/**/*.json"),
+    "list": Target(_write_text("list.txt", "a.png\nfolder/b.jpg\r\n\nhttps://a.b/c.png\n"), _read_list),
     "word-vectors": Target(_make_words, _read_word_vectors),
     "class-mapping": Target(_make_mapping, _read_mapping),
     "class-names": Target(

@@ -176,12 +176,23 @@ def _measured(folder: Path, checkpoint: Checkpoint) -> dict[str, dict[str, Any]]
     """What the run around `folder` measured of it, {split: {metric: percent}}; {} where there is none."""
     try:
         content = parse_json((folder.resolve().parent / METRICS_FILE).read_text(encoding="utf-8"))
-        splits = content["splits"]
         return {
-            split: models[checkpoint.name] for split, models in splits.items() if checkpoint.name in models
+            _text(split): {name: _number(models[checkpoint.name].get(name)) for name in SHOWN_METRICS}
+            for split, models in content["splits"].items()
+            if checkpoint.name in models
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)
+
+
+def _text(name: str) -> str:
+    """The name; ValueError where it cannot be written."""
+    name.encode()
+    return name
 
 
 def _without_local_paths(checkpoint: Checkpoint) -> Checkpoint:
