@@ -159,6 +159,7 @@ def test_a_group_sends_what_goes_wrong_as_words() -> None:
 
     assert sent(RunError("what to do")) == ("failed", "what to do", None)
     assert sent(OSError(28, "No space left on device")) == ("failed", "No space left on device", None)
+    assert sent(MemoryError())[:2] == ("failed", "memory has run out")
     kind, text, trace = sent(KeyError(1))
     assert (kind, text) == ("failed", "KeyError: 1")
     assert "Traceback" in trace

@@ -277,6 +277,39 @@ def test_a_loading_process_that_is_killed_is_one_message_and_a_restart_goes_on(
     assert weights(tmp_path / "run")["baseline"] == weights(finished_run.folder)["baseline"]
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("allocate", [bytearray, torch.empty], ids=["python", "torch"])
+def test_memory_that_runs_out_where_images_are_prepared_is_one_message_and_a_restart_goes_on(
+    tmp_path: Path, finished_run: Run, monkeypatch: pytest.MonkeyPatch, workers: int, allocate: Any
+) -> None:
+    write_table(tmp_path / "photos")
+    getitem = Views.__getitem__
+
+    def too_large_in_the_second_epoch(self: Views, key: Any) -> Any:
+        if self.augmentation is not None and key[0] == 1:
+            allocate(2**60)  # more than any machine has
+        return getitem(self, key)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Views, "__getitem__", too_large_in_the_second_epoch)
+        with pytest.raises(RunError, match=r"^memory has run out while images were prepared: set fewer data"):
+            run(table_config(tmp_path, f"data.workers={workers}"))
+    run(table_config(tmp_path), only=["baseline"])
+    assert weights(tmp_path / "run")["baseline"] == weights(finished_run.folder)["baseline"]
+
+
+def test_memory_that_runs_out_elsewhere_is_one_message(
+    dataset: MultiLabelDataset, undisturbed: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", lambda *_: bytearray(2**60))
+        with pytest.raises(
+            RunError, match=r"stopped: memory has run out\. Put that right and start it again"
+        ):
+            start(tmp_path / "run", dataset)
+    check_restart(tmp_path / "run", partial(start, tmp_path / "run", dataset), undisturbed)
+
+
 @pytest.fixture
 def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MultiLabelDataset:
     """The tiny dataset as files, which nobody checks before the training."""

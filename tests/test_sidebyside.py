@@ -60,6 +60,8 @@ class Failing(Net):
                 self.mark.touch()
             if self.how == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
+            if self.how == "memory":
+                torch.empty(2**60)  # more than any machine has
             raise ZeroDivisionError("no such luck")
         return super().forward(images)
 
@@ -148,6 +150,16 @@ def test_a_training_that_fails_twice_is_named_when_the_others_are_finished(tmp_p
     assert [states(tmp_path / "run")[name] for name in TWO] == ["done", "pending"]
     mark.touch()
     _, printed = start(tmp_path / "run", partial(Failing, how="raise", mark=mark), TWO)
+    assert "baseline: done before" in printed
+    assert [states(tmp_path / "run")[name] for name in TWO] == ["done", "done"]
+
+
+def test_a_training_without_memory_says_what_to_change_and_the_others_are_finished(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="1 of 2 trainings failed; the others are finished") as caught:
+        start(tmp_path / "run", partial(Failing, how="memory"), TWO)
+    assert "does not fit into the memory of cpu; set a smaller train.batch_size (now 8)" in str(caught.value)
+    assert [states(tmp_path / "run")[name] for name in TWO] == ["done", "pending"]
+    _, printed = start(tmp_path / "run", only=TWO)
     assert "baseline: done before" in printed
     assert [states(tmp_path / "run")[name] for name in TWO] == ["done", "done"]
 

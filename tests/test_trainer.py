@@ -357,8 +357,19 @@ def test_logits_that_are_not_finite_on_validation_end_the_training(
         trainer.run()
 
 
-def test_too_small_a_memory_is_said_with_what_to_change(tmp_path: Path) -> None:
-    loss = failing_loss(1, raising(torch.OutOfMemoryError("CUDA out of memory")))
+@pytest.mark.parametrize(
+    "failure",
+    [
+        raising(torch.OutOfMemoryError("CUDA out of memory")),
+        lambda _: torch.empty(2**60),  # more than any machine has
+        lambda _: torch.from_numpy(np.empty(2**60, np.uint8)),
+    ],
+    ids=["gpu", "cpu", "numpy"],
+)
+def test_too_small_a_memory_is_said_with_what_to_change(
+    tmp_path: Path, failure: Callable[[Tensor], Tensor]
+) -> None:
+    loss = failing_loss(1, failure)
     with pytest.raises(RunError, match=r"train.batch_size \(now 8\)"):
         make_trainer(tmp_path, loss=loss).run()
 

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from rich.console import Console
 
-from coterie.errors import CoterieError, RunError
+from coterie.errors import OUT_OF_MEMORY, CoterieError, RunError, is_out_of_memory
 from coterie.files import atomic_write
 from coterie.progress import Bars, Progress
 from coterie.ranks import ALONE, Ranks, joined
@@ -60,8 +60,8 @@ def sending_failures(send: Send) -> Iterator[None]:
     except OSError as error:
         send(("failed", error.strerror or str(error), None))
     except Exception as error:
-        text = f"{type(error).__name__}: {error}".splitlines()[0]
-        send(("failed", text, traceback.format_exc()))
+        what = OUT_OF_MEMORY if is_out_of_memory(error) else f"{type(error).__name__}: {error}"
+        send(("failed", what.splitlines()[0], traceback.format_exc()))
 
 
 def dispatch(

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 LONGEST_NAME = 300  # characters
 LONGEST_REASON = 2000  # of what a library says
 LONGEST_MESSAGE = 10_000
+OUT_OF_MEMORY = "memory has run out"
 
 
 class CoterieError(Exception):
@@ -51,6 +52,15 @@ class RunError(CoterieError):
 
 class Diverged(RunError):
     """A training whose loss, gradient, weights or logits are no longer finite."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory has run out: Python's own, that of a GPU, or that of torch on a CPU, for which it has a
+    text and no type.
+    """
+    if isinstance(error, RuntimeError):
+        return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+    return isinstance(error, MemoryError)
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:

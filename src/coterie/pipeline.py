@@ -18,7 +18,7 @@ from coterie.data.dataset import MultiLabelDataset
 from coterie.data.loading import lost_process
 from coterie.diagnostics import DIAGNOSTICS_FILE, PARTITIONS, SCHEMA_VERSION, Leaning
 from coterie.engine import make_engine
-from coterie.errors import ConfigError, RunError, did_you_mean
+from coterie.errors import OUT_OF_MEMORY, ConfigError, RunError, did_you_mean, is_out_of_memory
 from coterie.evaluation import Results, left_out_notes, results_table
 from coterie.features import check_features
 from coterie.files import atomic_write, content_hash
@@ -185,8 +185,9 @@ def _run(
                 mirror.keep_run(key)
         except OSError as error:
             raise _stopped(folder, error.strerror or str(error)) from error
-        except RuntimeError as error:
-            if (what := lost_process(error)) is None:
+        except (MemoryError, RuntimeError) as error:
+            what = OUT_OF_MEMORY if is_out_of_memory(error) else lost_process(error)
+            if what is None:
                 raise
             raise _stopped(folder, what) from error
     _report(folder.path, results, done, time.monotonic() - begun, console)

@@ -27,7 +27,7 @@ from coterie.data.loading import (
     Views,
     plain_batches,
 )
-from coterie.errors import ConfigError, RunError
+from coterie.errors import ConfigError, RunError, is_out_of_memory
 from coterie.features import describe_views
 from coterie.losses import weigh_by_precision
 from coterie.metrics import average_precision
@@ -213,7 +213,9 @@ def check_teaching(config: Config, run: Path, dataset: MultiLabelDataset) -> Non
 def _fitting(device: torch.device) -> Iterator[None]:
     try:
         yield
-    except torch.OutOfMemoryError:
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
         raise RunError(
             f"the teachers do not fit into the memory of {device}; set a smaller model.image_size, or k"
         ) from None

@@ -28,7 +28,7 @@ from torch.optim.optimizer import Optimizer
 from coterie.config import Config, ResumeConfig, TrainConfig
 from coterie.data.loading import Batch, Batches
 from coterie.data.transforms import Preprocessing
-from coterie.errors import ConfigError, Diverged, RunError, shortened
+from coterie.errors import ConfigError, Diverged, RunError, is_out_of_memory, shortened
 from coterie.files import atomic_write
 from coterie.metrics import average_precision
 from coterie.models.cut import Cut
@@ -420,7 +420,9 @@ class Trainer:
     def _fitting(self) -> Iterator[None]:
         try:
             yield
-        except torch.OutOfMemoryError:
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
             raise RunError(
                 f"{self.folder.name} does not fit into the memory of {self.fabric.device}; set a smaller "
                 f"train.batch_size (now {self.settings.batch_size}), model.image_size or together"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +80,31 @@ def test_skip_drops_each_unreadable_picture_with_its_reason(damaged: MultiLabelD
         "6 of 8 images cannot be read and are left out: "
         "'cut.jpg', 'empty.jpg', 'text.jpg', 'folder.jpg', 'cut.png' and 1 more",
     )
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OSError(errno.EIO, os.strerror(errno.EIO)), "Input/output error"),
+        (OSError(errno.ESTALE, os.strerror(errno.ESTALE)), "Stale file handle"),
+        (PermissionError(errno.EACCES, os.strerror(errno.EACCES)), "Permission denied"),
+        (MemoryError(), "memory has run out"),
+    ],
+    ids=str,
+)
+def test_skip_drops_no_picture_that_the_machine_alone_cannot_read(
+    damaged: MultiLabelDataset, monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str
+) -> None:
+    opened = Image.open
+
+    def failing(file: Path, **named: object) -> Image.Image:
+        if file.name == "fine.png":
+            raise error
+        return opened(file, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Image, "open", failing)
+    with pytest.raises(DataError, match=rf"fine\.png cannot be read: {reason}; the picture may be sound"):
+        check_images(damaged, on_corrupt="skip")
 
 
 def test_an_error_counts_all_and_names_the_first_with_their_reasons(damaged: MultiLabelDataset) -> None:

@@ -25,8 +25,8 @@ def check_images(
     and (image id, reason) of each of those.
 
     "error" raises one DataError about all unreadable images; "skip" drops them with a note, and raises
-    DataError only where none is left. `progress` is called with images done and images in all.
-    Datasets of arrays hold decoded images and pass at once.
+    DataError only where none is left, or where one may be sound. `progress` is called with images done and
+    images in all. Datasets of arrays hold decoded images and pass at once.
     """
     if isinstance(dataset.images, np.ndarray):
         return dataset, []
@@ -74,6 +74,8 @@ def _decode_all(
             try:
                 dataset.load_image(index)
             except UnreadableImage as error:
+                if not error.is_broken:
+                    raise  # as many may follow, none of which is to be left out
                 reasons[index] = error.reason
         return reasons
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import io
 import stat
@@ -18,7 +19,15 @@ import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from coterie.data.columns import BLOCK_ENTRIES, BLOCK_ROWS, Column, LabelLists, Positions
-from coterie.errors import DataError, did_you_mean, listed, repeated, shortened
+from coterie.errors import (
+    OUT_OF_MEMORY,
+    DataError,
+    did_you_mean,
+    is_out_of_memory,
+    listed,
+    repeated,
+    shortened,
+)
 
 PRESENT, ABSENT, UNKNOWN = 1, 0, -1
 
@@ -35,6 +44,13 @@ READ_FORMATS = tuple(
 # An open picture takes up to nine bytes a pixel: a file of a few kilobytes can ask for any amount of memory.
 MOST_PIXELS = 100_000_000
 END_BYTES = 64
+# Why a picture cannot be read that may be sound: a disk, a link to a server of files, a right, a limit.
+OF_THE_MACHINE = {
+    *(errno.EACCES, errno.EPERM),
+    *(errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENXIO, errno.ENODEV, errno.ESTALE),
+    *(errno.ETIMEDOUT, errno.ENOTCONN, errno.ECONNRESET, errno.ECONNABORTED, errno.EHOSTDOWN),
+    *(errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH),
+}
 # Targets of so many entries, a byte each, are an array; more may be lists.
 MOST_DENSE = 2**28
 
@@ -85,17 +101,20 @@ class ImageIds(Column[str]):
 class UnreadableImage(DataError):
     """A picture that cannot be decoded; `reason` says why, without the path.
 
-    `path` is a text for a picture that is no file of its own.
+    `path` is a text for a picture that is no file of its own. `is_broken`: the picture itself, and not the
+    disk, the network or the memory, for which it may be read at another time.
     """
 
-    def __init__(self, path: Path | str, reason: str) -> None:
+    def __init__(self, path: Path | str, reason: str, is_broken: bool = True) -> None:
         # the arguments as they are: an exception is made anew from them when it comes from another process
-        super().__init__(path, reason)
+        super().__init__(path, reason, is_broken)
         self.path = path
         self.reason = reason
+        self.is_broken = is_broken
 
     def __str__(self) -> str:
-        return f"image {self.path} cannot be read: {self.reason}"
+        remedy = "" if self.is_broken else "; the picture may be sound: put that right and start again"
+        return f"image {self.path} cannot be read: {self.reason}{remedy}"
 
 
 class UnknownFormat(UnreadableImage):
@@ -308,7 +327,8 @@ def open_image(
     ) as error:  # on a damaged file decoders raise nearly anything: struct.error, IndexError...
         place = source if isinstance(source, Path) else str(source)
         kind = UnknownFormat if isinstance(error, UnidentifiedImageError) else UnreadableImage
-        raise kind(place, _reason(source, error)) from None
+        is_broken = not is_out_of_memory(error) and getattr(error, "errno", None) not in OF_THE_MACHINE
+        raise kind(place, _reason(source, error), is_broken) from None
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
@@ -418,4 +438,6 @@ def _reason(source: ImageSource, error: Exception) -> str:
     if isinstance(error, Image.DecompressionBombError) and Image.MAX_IMAGE_PIXELS:
         # a file of a few kilobytes can ask for any amount of memory
         return f"it has more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels; make it smaller"
-    return str(error) or type(error).__name__
+    if is_out_of_memory(error):
+        return OUT_OF_MEMORY
+    return (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__

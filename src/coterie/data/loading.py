@@ -20,9 +20,11 @@ from coterie.data.dataset import MultiLabelDataset
 from coterie.data.order import AsTheyAre, Order, Shuffled
 from coterie.data.pixels import PixelStore
 from coterie.data.transforms import Preprocessing, to_pixels
-from coterie.errors import CoterieError
+from coterie.errors import OUT_OF_MEMORY, CoterieError, RunError, is_out_of_memory
 from coterie.ranks import ALONE, Ranks
 from coterie.seeding import seeded
+
+LESS_MEMORY = "set fewer data.workers, or data.cache_gb=0"
 
 ViewKey = tuple[int, int]  # (number of the view, position of the image in the dataset)
 
@@ -122,6 +124,10 @@ class Views(Dataset[View]):
             return [self[key] for key in keys]
         except CoterieError as error:
             return error
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return RunError(f"{OUT_OF_MEMORY} while images were prepared: {LESS_MEMORY}")
 
 
 def _collated(views: list[View] | CoterieError) -> Batch | CoterieError:
@@ -250,10 +256,7 @@ def lost_process(error: RuntimeError) -> str | None:
     """What to say of an error that torch raises when a loading process is gone; None of any other."""
     if not str(error).startswith("DataLoader worker"):
         return None
-    return (
-        "a process that prepares images was killed, as it is when memory runs out: set fewer data.workers, "
-        "or data.cache_gb=0"
-    )
+    return f"a process that prepares images was killed, as it is when memory runs out: {LESS_MEMORY}"
 
 
 def training_batches(

@@ -10,6 +10,7 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 
+from coterie.errors import is_out_of_memory
 from coterie.models.folding import fold_batch_norm, relative_error
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -106,7 +107,7 @@ def _error(form: FrozenModel, images: Tensor, expected: Tensor) -> float:
     """The relative error of a form's logits; infinite where the model does not run in that form."""
     try:
         return relative_error(form(images), expected)
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError:  # a model may make tensors of a type of its own choice
-        return math.inf
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
+        return math.inf  # a model may make tensors of a type of its own choice
