@@ -43,6 +43,16 @@ class SftpServer:
 
         assert asyncio.run_coroutine_threadsafe(cut(), self._loop).result() > 0
 
+    def silence_connections(self) -> None:
+        """Answer nothing more on those that are open, as where a cable is pulled out."""
+
+        async def silence() -> int:
+            for connection in self._connections:
+                connection._transport.pause_reading()
+            return len(self._connections)
+
+        assert asyncio.run_coroutine_threadsafe(silence(), self._loop).result() > 0
+
     def stop(self) -> None:
         async def end() -> None:
             others = asyncio.all_tasks() - {asyncio.current_task()}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
+import os
 import pickle
 import shutil
 from collections.abc import Iterator
@@ -19,11 +21,13 @@ from rich.console import Console
 
 from coterie.checkpoint import INFO_FILE, WEIGHTS_FILE
 from coterie.config import load_config
+from coterie.data.loading import Views
 from coterie.errors import ConfigError, RunError
 from coterie.mirror import Mirror
 from coterie.pipeline import Run, run
 from coterie.runfolder import Inputs, RunFolder, Training
-from coterie.trainer import LOG_FILE
+from coterie.states import PATTERN as STATES
+from coterie.trainer import LOG_FILE, Trainer
 from tests.tiny import RUN_WORDS, write_table
 
 if TYPE_CHECKING:
@@ -233,6 +237,20 @@ def test_a_connection_that_was_cut_is_made_anew(sftp_server: SftpServer, tmp_pat
     assert contents(mirror.folder / NAME) == {WEIGHTS_FILE: "weights"}
 
 
+def test_a_link_that_is_dead_is_given_up_and_made_anew(sftp_server: SftpServer, tmp_path: Path) -> None:
+    from coterie.sftp import SECONDS_TO_ANSWER
+
+    mirror = Mirror(sftp_server.url(tmp_path / "served"), tmp_path / "here")
+    write(mirror.folder / NAME, weights="weights")
+    mirror.check()
+    channel = mirror._fs.fs.ftp.get_channel()
+    assert channel.gettimeout() == SECONDS_TO_ANSWER
+    channel.settimeout(0.1)
+    sftp_server.silence_connections()
+    mirror.keep(DONE)
+    assert Mirror(mirror.url, tmp_path / "there").take(DONE, "key") == DONE
+
+
 def test_a_server_whose_key_is_not_known_is_refused(sftp_server: SftpServer, tmp_path: Path) -> None:
     (tmp_path / "home" / ".ssh" / "known_hosts").write_text("")
     with pytest.raises(RunError, match=r"storage=sftp://.*127\.0\.0\.1.* not found in known_hosts"):
@@ -280,6 +298,77 @@ def test_another_machine_goes_on_with_a_run(url: str, tmp_path: Path) -> None:
     assert again.metrics == made.metrics
     assert "student: brought from" in printed
     assert {training.state for training in RunFolder(again.folder).trainings()} == {"done"}
+
+
+def breaking(patch: pytest.MonkeyPatch, pattern: str) -> None:
+    """Let the link to the storage be dead for files of such a name."""
+    put_file = LocalFileSystem.put_file
+
+    def dead(self: LocalFileSystem, path: str, *arguments: Any, **options: Any) -> None:
+        if Path(path).match(pattern):
+            raise OSError(errno.ENETUNREACH, os.strerror(errno.ENETUNREACH))
+        put_file(self, path, *arguments, **options)
+
+    patch.setattr(LocalFileSystem, "put_file", dead)
+
+
+def baseline_of(folder: Path) -> str:
+    return RunFolder(folder).trainings()[0].weights_sha256
+
+
+def test_a_link_that_is_dead_after_an_epoch_stops_no_training(
+    finished_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_table(tmp_path / "photos")
+    url = f"file://{tmp_path}/storage"
+    with monkeypatch.context() as patch:
+        breaking(patch, STATES)
+        _, printed = start(tmp_path / "here", url, only=BASELINE)
+    lines = [line for line in printed.splitlines() if "Network is unreachable" in line]
+    assert [line.split(": ")[:2] for line in lines] == [
+        ["baseline", f"epoch {epoch} is kept on its machine only"] for epoch in (1, 2)
+    ]
+    assert baseline_of(tmp_path / "here") == baseline_of(finished_run.folder)
+    _, printed = start(tmp_path / "there", url, only=BASELINE)
+    assert "baseline: done before" in printed
+
+
+def test_a_link_that_is_dead_when_a_training_is_finished_is_one_message_and_nothing_is_lost(
+    finished_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_table(tmp_path / "photos")
+    url = f"file://{tmp_path}/storage"
+    with monkeypatch.context() as patch:
+        breaking(patch, WEIGHTS_FILE)
+        with pytest.raises(RunError, match=r"Network is unreachable\. When that is put right, the same comm"):
+            start(tmp_path / "here", url, only=BASELINE)
+    steps: list[int] = []
+    patched = Trainer.step
+    monkeypatch.setattr(Trainer, "step", lambda self, *rest: (steps.append(1), patched(self, *rest)))
+    start(tmp_path / "here", url, only=BASELINE)
+    assert steps == []
+    assert baseline_of(tmp_path / "here") == baseline_of(finished_run.folder)
+    start(tmp_path / "there", url, only=BASELINE)
+    assert baseline_of(tmp_path / "there") == baseline_of(finished_run.folder)
+
+
+def test_two_runs_on_one_storage_do_no_harm(
+    finished_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_table(tmp_path / "photos")
+    url = f"file://{tmp_path}/storage"
+    getitems, others = Views.__getitems__, [tmp_path / "there"]
+
+    def meanwhile(self: Views, keys: Any) -> Any:
+        if keys[0][0] == 1 and others:  # the second epoch of the one, all of the other
+            start(others.pop(), url, only=BASELINE)
+        return getitems(self, keys)
+
+    monkeypatch.setattr(Views, "__getitems__", meanwhile)
+    start(tmp_path / "here", url, only=BASELINE)
+    start(tmp_path / "third", url, only=BASELINE)
+    for name in ("here", "there", "third"):
+        assert baseline_of(tmp_path / name) == baseline_of(finished_run.folder)
 
 
 def test_a_storage_of_another_run_is_refused(tmp_path: Path) -> None:

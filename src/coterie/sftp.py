@@ -20,8 +20,11 @@ class KnownHosts(SFTPFileSystem):  # type: ignore[misc]
         self.client = paramiko.SSHClient()  # refuses what is not known
         self.client.load_system_host_keys()
         self.client.connect(self.host, timeout=SECONDS_TO_ANSWER, **self.ssh_kwargs)
-        self.ftp = self.client.open_sftp()
-        channel = self.ftp.get_channel()
-        assert channel is not None
+        transport = self.client.get_transport()
+        assert transport is not None
+        transport.set_keepalive(SECONDS_BETWEEN_SIGNS_OF_LIFE)
+        # by hand: `open_sftp` waits for a first word without a limit
+        channel = transport.open_session(timeout=SECONDS_TO_ANSWER)
         channel.settimeout(SECONDS_TO_ANSWER)
-        channel.get_transport().set_keepalive(SECONDS_BETWEEN_SIGNS_OF_LIFE)
+        channel.invoke_subsystem("sftp")
+        self.ftp = paramiko.SFTPClient(channel)

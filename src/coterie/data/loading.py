@@ -252,7 +252,7 @@ class ImageBatches(Batches):
             yield batch
 
 
-def lost_process(error: RuntimeError) -> str | None:
+def lost_process(error: Exception) -> str | None:
     """What to say of an error that torch raises when a loading process is gone; None of any other."""
     if not str(error).startswith("DataLoader worker"):
         return None
