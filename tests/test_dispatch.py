@@ -81,6 +81,22 @@ def done(name: str) -> Message:
     return ("result", Training(name, ("a",), state="done"))
 
 
+def test_the_trainings_of_all_workers_are_in_one_view(tmp_path: Path) -> None:
+    bars = Bars(Console(file=io.StringIO(), force_terminal=True, width=150))
+    workers = {name: Scripted([job(name)], tmp_path, bars, []) for name in ("baseline", "student")}
+
+    def shown() -> dict[str, float]:
+        return {task.description: task.completed for task in bars.rich.tasks}
+
+    for (name, worker), images in zip(workers.items(), (40, 30), strict=True):
+        worker.take_in(("begin", name, 5, 100, 0))
+        worker.take_in(("images", name, images))
+    workers["baseline"].take_in(("images", "baseline", 2))
+    assert shown() == {"baseline": 42, "student": 30}
+    workers["baseline"].end()
+    assert shown() == {"student": 30}
+
+
 def test_groups_are_done_in_their_order_in_the_slots_there_are(tmp_path: Path) -> None:
     scripts = {name: [[done(name)]] for name in "abc"}
     found, starts, _ = results_of([["a"], ["b"], ["c"]], scripts, tmp_path, slots=2)

@@ -343,8 +343,13 @@ def test_a_link_that_is_dead_when_a_training_is_finished_is_one_message_and_noth
         with pytest.raises(RunError, match=r"Network is unreachable\. When that is put right, the same comm"):
             start(tmp_path / "here", url, only=BASELINE)
     steps: list[int] = []
-    patched = Trainer.step
-    monkeypatch.setattr(Trainer, "step", lambda self, *rest: (steps.append(1), patched(self, *rest)))
+    step = Trainer.step
+
+    def counted(self: Trainer, batch: Any, number: int, *rest: Any) -> None:
+        steps.append(number)
+        step(self, batch, number, *rest)
+
+    monkeypatch.setattr(Trainer, "step", counted)
     start(tmp_path / "here", url, only=BASELINE)
     assert steps == []
     assert baseline_of(tmp_path / "here") == baseline_of(finished_run.folder)

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lightning_fabric import Fabric
+from lightning_fabric.plugins import MixedPrecision
 from PIL import Image
 from torch import Tensor, nn
 
@@ -465,6 +467,53 @@ def test_a_training_stopped_at_any_step_ends_as_one_never_stopped(
         for history in (state.history, expected.history)
     ]
     assert timeless[0] == timeless[1]
+
+
+@pytest.mark.parametrize("stopped_at_step", [2, 3, 5, 8])
+def test_a_scaler_of_gradients_goes_on_as_it_was_after_a_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped_at_step: int
+) -> None:
+    def scaling(_: str) -> Fabric:
+        # too large at first, so that steps are skipped, and soon raised again
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**18, growth_interval=2)
+        return Fabric(accelerator="cpu", plugins=[MixedPrecision("16-mixed", "cpu", scaler)])
+
+    monkeypatch.setattr("tests.tiny.cpu_fabric", scaling)
+    undisturbed = drawing(tmp_path / "undisturbed")
+    undisturbed.run()
+    loss = failing_loss(stopped_at_step, raising(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        drawing(tmp_path / "stopped", loss, resume=ResumeConfig(steps=1)).run()
+    disturb_generators()
+    trainer = drawing(tmp_path / "stopped")
+    trainer.run()
+    scales = [one.fabric.strategy.precision.state_dict() for one in (trainer, undisturbed)]
+    assert scales[0] == scales[1]
+    assert scales[0]["scale"] != 2.0**18
+    assert equal_weights(trainer.task.model.state_dict(), undisturbed.task.model.state_dict())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("stopped_at_step", [2, 6])
+def test_on_a_gpu_a_training_that_was_stopped_ends_within_the_documented_tolerance(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, stopped_at_step: int
+) -> None:
+    monkeypatch.setattr(
+        "tests.tiny.cpu_fabric",
+        lambda chosen: make_fabric(load_config(["device=cuda", f"precision={chosen}"])),
+    )
+    undisturbed = drawing(tmp_path / "undisturbed", precision=precision)
+    undisturbed.run()
+    loss = failing_loss(stopped_at_step, raising(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        drawing(tmp_path / "stopped", loss, precision=precision, resume=ResumeConfig(steps=1)).run()
+    disturb_generators()
+    trainer = drawing(tmp_path / "stopped", precision=precision)
+    trainer.run()
+    torch.testing.assert_close(
+        trainer.evaluated.state_dict(), undisturbed.evaluated.state_dict(), rtol=1e-3, atol=1e-4
+    )
 
 
 class Watched(ClassificationTask):

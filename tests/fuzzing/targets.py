@@ -136,15 +136,15 @@ def _mend_shards(folder: Path) -> None:
         shard.write_bytes(content)
 
 
-def _make_saved(folder: Path) -> None:
+def _rows() -> Any:
+    """Two pictures and their labels as the library `datasets` has them."""
     import datasets
 
     datasets.disable_progress_bars()
     labels = datasets.List(datasets.ClassLabel(names=list(NAMES)))
     features = datasets.Features({"image": datasets.Image(), "labels": labels})
     pictures = [{"bytes": picture_bytes(number), "path": None} for number in range(2)]
-    rows = datasets.Dataset.from_dict({"image": pictures, "labels": [[0, 2], [1]]}, features=features)
-    rows.save_to_disk(folder / "saved")
+    return datasets.Dataset.from_dict({"image": pictures, "labels": [[0, 2], [1]]}, features=features)
 
 
 RECIPE = """# A recipe
@@ -437,7 +437,11 @@ TARGETS: dict[str, Target] = {
     "nuswide-csv": Target(_make_nuswide_csv, _dataset("nus.csv")),
     "shards": Target(_make_shards, _dataset(), mend=_mend_shards),
     "text-shards": Target(_make_text_shards, _dataset(), mend=_mend_shards),
-    "saved": Target(_make_saved, _dataset("saved")),
+    "saved": Target(lambda folder: _rows().save_to_disk(folder / "saved"), _dataset("saved")),
+    "saved-parquet": Target(
+        lambda folder: _rows().to_parquet(folder / "rows.parquet"),
+        _dataset("rows.parquet", format="huggingface"),
+    ),
     "recipe": Target(_write_text("mine.yaml", RECIPE), _read_recipe),
     "words": Target(_write_text("words.txt", WORDS), _read_words),
     "rows": Target(
