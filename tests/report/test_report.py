@@ -252,6 +252,16 @@ def test_a_damaged_run_is_one_message(run_copy: Run, name: str, text: str | None
     assert not (run_copy.folder / "report.html").exists()
 
 
+def test_groups_that_are_not_those_of_the_teachers_are_refused(run_copy: Run) -> None:
+    path = run_copy.folder / "partitions" / "co-occurrence.json"
+    content = json.loads(path.read_text())
+    one, other = content["groups"]
+    one[0], other[0] = other[0], one[0]
+    path.write_text(json.dumps(content))
+    with pytest.raises(RunError, match=r"co-occurrence\.json is damaged \(its groups are not those of the t"):
+        write_report(run_copy.folder)
+
+
 def test_a_run_that_is_not_finished_says_so(run_copy: Run) -> None:
     path = run_copy.folder / "manifest.json"
     content = json.loads(path.read_text())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,7 +102,7 @@ def read_run(folder: Path) -> FinishedRun:
     data = read_data(folder)
     key, metrics = _read_metrics(folder, data)
     kinds = list(dict.fromkeys(training.branch for training in trainings if training.branch))
-    partitions = {kind: _read_partition(folder, kind, data) for kind in kinds}
+    partitions = {kind: _read_partition(folder, kind, data, trainings) for kind in kinds}
     return FinishedRun(
         folder=folder,
         config=config,
@@ -124,11 +124,14 @@ def _read_checkpoint(folder: Path, name: str, data: RunData) -> Checkpoint:
     return checkpoint
 
 
-def _read_partition(folder: Path, kind: str, data: RunData) -> Partition:
+def _read_partition(folder: Path, kind: str, data: RunData, trainings: Sequence[Training]) -> Partition:
     path = folder / PARTITIONS / f"{kind}.json"
     partition = Partition.load(path)
     if set(partition.class_names) != set(data.graph.class_names):
         raise _damaged(path, "it is of other classes than data.json")
+    taught = [training.class_names for training in trainings if training.branch == kind]
+    if list(map(set, taught)) != list(map(set, partition.group_names)):
+        raise _damaged(path, "its groups are not those of the teachers")
     return partition.reordered(data.graph.class_names)
 
 
