@@ -26,7 +26,15 @@ from coterie.errors import ConfigError, RunError
 from coterie.models.factory import make_factory
 from coterie.pipeline import run
 from coterie.progress import Bars
-from coterie.ray_engine import RayEngine, _Parts, _Tasks, connect, own_temporary_folder, stay_on_this_machine
+from coterie.ray_engine import (
+    RayEngine,
+    _how,
+    _Parts,
+    _Tasks,
+    connect,
+    own_temporary_folder,
+    stay_on_this_machine,
+)
 from coterie.runfolder import RunFolder, Training
 from coterie.training import Job
 from tests.tiny import RUN_WORDS, write_table
@@ -130,6 +138,41 @@ def test_a_node_that_does_not_see_the_run_folder_says_what_to_do(tmp_path: Path)
     workshop: Any = SimpleNamespace(images=None, config=load_config(), folder=tmp_path / "run", mirror=None)
     with pytest.raises(RunError, match=r"there is no .*/run on node 0cf3: .* or keep the run at storage=…"):
         _Parts(workshop).unpacked("0cf3")
+
+
+def test_trainings_of_half_a_gpu_go_to_the_node_that_has_one(cluster: Any, tmp_path: Path) -> None:
+    table = write_table(tmp_path / "photos")
+    both = ("baseline", "teachers/co-occurrence-0")
+    words = [*RUN_WORDS, f"data={table}", "k=1"]
+    on_ray = ["engine=ray", f"ray.address={cluster.address}", "ray.gpus=0.5", "retries=5"]
+    printed = Console(file=io.StringIO(), width=200)
+    # Ray counts what a node says that it has; on a CPU nobody looks for the device
+    node = cluster.add_node(
+        num_cpus=2, num_gpus=1, node_ip_address=disturbance.HERE, object_store_memory=disturbance.MEMORY
+    )
+    try:
+        run(load_config([*words, *on_ray, f"out={tmp_path / 'there'}"]), only=both, console=printed)
+    finally:
+        cluster.remove_node(node)
+    with disturbance.one_thread():
+        run(load_config([*words, f"out={tmp_path / 'here'}"]), only=both)
+    assert isinstance(printed.file, io.StringIO)
+    nodes = re.findall(r": on .*, node (\w+)", printed.file.getvalue())
+    assert set(nodes) == {node.node_id[:8]}
+    assert disturbance.hashes(tmp_path / "there") == disturbance.hashes(tmp_path / "here")
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        ("OutOfMemoryError", "Ray ended it, as the memory of its node ran out"),
+        ("WorkerCrashedError", "its process or its node died"),
+        ("NodeDiedError", "its process or its node died"),
+    ],
+)
+def test_the_end_of_a_task_is_told_in_words(error: str, told: str) -> None:
+    kind = getattr(ray.exceptions, error)
+    assert _how(kind() if error == "WorkerCrashedError" else kind("many lines")) == told
 
 
 def test_two_trainings_of_half_a_gpu_fit_on_one() -> None:
