@@ -243,11 +243,14 @@ def test_a_link_that_is_dead_is_given_up_and_made_anew(sftp_server: SftpServer, 
     mirror = Mirror(sftp_server.url(tmp_path / "served"), tmp_path / "here")
     write(mirror.folder / NAME, weights="weights")
     mirror.check()
-    channel = mirror._fs.fs.ftp.get_channel()
+    silent = mirror._fs.fs
+    channel = silent.ftp.get_channel()
     assert channel.gettimeout() == SECONDS_TO_ANSWER
     channel.settimeout(0.1)
     sftp_server.silence_connections()
     mirror.keep(DONE)
+    assert mirror._fs.fs is not silent
+    silent.client.close()
     assert Mirror(mirror.url, tmp_path / "there").take(DONE, "key") == DONE
 
 
