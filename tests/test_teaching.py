@@ -32,7 +32,7 @@ from coterie.tasks import DistillationTask
 from coterie.teachers import Branch, Teachers
 from coterie.teaching import LOGITS_FOLDER, Teaching
 from coterie.view_cache import TaughtBatches, ViewCache
-from tests.tiny import CLASS_NAMES, RUN_WORDS, SIDE, Net, cpu_fabric, make_dataset, tiny_net
+from tests.tiny import CLASS_NAMES, RUN_WORDS, SIDE, Net, Steady, cpu_fabric, make_dataset, tiny_net
 
 KINDS = ("co-occurrence", "dis-occurrence")
 # 24 training images: the last 4 of an order are left out of an epoch
@@ -293,8 +293,9 @@ def test_a_student_learns_with_the_weights_of_each_label(
 
 def test_the_cache_changes_a_student_by_rounding_alone(run_copy: Run) -> None:
     def weights(*words: str) -> Tensor:
-        made = run(config_of(run_copy, run_copy.folder, *CACHED, "distill.tolerance=0", *words), update=True)
-        model, _ = load_model(made.folder / "student", Net)
+        steady = (*CACHED, "model=tests.tiny:Steady", "distill.tolerance=0", *words)
+        made = run(config_of(run_copy, run_copy.folder, *steady), update=True)
+        model, _ = load_model(made.folder / "student", Steady)
         return torch.cat([tensor.double().flatten() for tensor in model.state_dict().values()])
 
     live = weights("distill.cache=off")
