@@ -64,7 +64,7 @@ def search_table(content: Content) -> str:
     return table(["step", "choice", "val mAP", "by seed"], lines)
 
 
-def ideas_table(content: Sequence[Content]) -> str:
+def ideas_table(content: Content) -> str:
     """Every idea beside its prediction."""
     lines = [
         [
@@ -75,7 +75,7 @@ def ideas_table(content: Sequence[Content]) -> str:
             ", ".join(f"{value:+.2f}" for value in idea["differences"].values()),
             "yes" if idea["helps"] else "no",
         ]
-        for idea in content
+        for idea in content["ideas"]
     ]
     return table(["idea", "settings", "predicted", "val mAP", "by seed", "kept"], lines)
 
