@@ -17,7 +17,7 @@ from coterie.files import atomic_write
 # The lower layers of SqueezeNet stay as ImageNet left them, and their features of seven views of each image are
 # kept: the same for every row. The views are those of every seed; the student has seven of its own.
 FROZEN = (
-    *("model.image_size=96", "train.frozen=backbone.features.10", "train.views=7", "augment.view_seed=0"),
+    *("model.image_size=96", "train.frozen=backbone.features.11", "train.views=7", "augment.view_seed=0"),
     *("augment.flip=0.5", "augment.shift=0.1", "augment.cutout=0", "augment.randaugment=false"),
 )
 # For a GPU: nothing frozen, always a new view.
@@ -30,7 +30,7 @@ COMMON = (
     *("data.min_positives=50", "model=squeezenet", f"k={K}", "train.ema=0.998"),
     # half as many epochs at 16 come as far as at 64: there are few images
     "train.batch_size=16",
-    "train.patience=8",  # after its best epoch a training learns the images by heart
+    "train.patience=6",  # after its best epoch a training learns the images by heart
 )
 
 
