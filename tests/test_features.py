@@ -24,6 +24,7 @@ from coterie.pipeline import Run, run
 from coterie.preparation import prepare_data
 from coterie.runfolder import RunFolder, Training
 from coterie.stages import training_settings
+from coterie.teachers import Teachers
 from coterie.training import Job, grouped
 from coterie.view_cache import ViewCache
 from tests.tiny import CLASS_NAMES, RUN_WORDS, SIDE, Net, cpu_fabric, make_dataset, tiny_net
@@ -159,11 +160,32 @@ def test_a_student_with_a_frozen_part_learns_from_features_and_logits(run_copy: 
     baseline, student = weights(made, "baseline"), weights(made, "student")
     assert torch.equal(student["convolution.weight"], baseline["convolution.weight"])
     assert not torch.equal(student["head.weight"], baseline["head.weight"])
-    # the teachers look at the images: their frozen part answers for all of them
+    # live teachers look at the images; those whose logits are kept answered from the features
     live = run(
         config_of(run_copy, tmp_path / "live", *FROZEN, *own, "distill.cache=off", "distill.tolerance=0")
     )
     assert relative_error(weights(live, "student")["head.weight"], student["head.weight"]) < 1e-2
+
+
+def test_teachers_with_the_students_frozen_part_answer_from_its_features(
+    run_copy: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from_features: list[bool] = []
+    answer = Teachers.forward
+
+    def recorded(self: Teachers, images: Tensor, are_features: bool = False) -> Tensor:
+        from_features.append(are_features)
+        return answer(self, images, are_features)
+
+    monkeypatch.setattr(Teachers, "forward", recorded)
+    own = ("student.start=baseline", "student.frozen=norm", "student.views=1", "distill.tolerance=0")
+    run(config_of(run_copy, tmp_path / "new", *FROZEN, *own))
+    assert set(from_features) == {True}
+    from_features.clear()
+    # another frozen part than the student's: from the images, as ever
+    other = ("teacher.frozen=convolution",)
+    run(config_of(run_copy, tmp_path / "other", *FROZEN, *own, *other))
+    assert set(from_features) == {False}
 
 
 @pytest.mark.parametrize("own", [(), ("student.start=baseline", "student.frozen=norm", "student.views=1")])

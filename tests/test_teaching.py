@@ -299,7 +299,8 @@ def test_the_cache_changes_a_student_by_rounding_alone(run_copy: Run) -> None:
         return torch.cat([tensor.double().flatten() for tensor in model.state_dict().values()])
 
     live = weights("distill.cache=off")
-    torch.testing.assert_close(weights("distill.cache=on"), live, rtol=1e-3, atol=1e-4)
+    # Adam's first steps are as long as the rate, whatever the gradient: near 0, rounding decides where to
+    assert relative_error(weights("distill.cache=on"), live) < 2e-3
     in_float16 = weights("distill.cache_dtype=float16")
     assert 0 < relative_error(in_float16, live) < 1e-2
 
@@ -408,10 +409,10 @@ def test_teachers_too_large_for_the_device_are_one_clear_error(
     lesson = teaching()
     answered = Teachers.forward
 
-    def too_large(self: Teachers, images: Tensor) -> Tensor:
+    def too_large(self: Teachers, images: Tensor, are_features: bool = False) -> Tensor:
         if len(images) > 20:
             raise torch.OutOfMemoryError("many lines")
-        return answered(self, images)
+        return answered(self, images, are_features)
 
     monkeypatch.setattr(Teachers, "forward", too_large)
     with pytest.raises(RunError, match=r"^the teachers do not fit into the memory of cpu; set a smaller"):

@@ -6,7 +6,8 @@ FOLDER holds `corel5k/labels.csv` and `weights/squeezenet1_1_imagenet_features.s
 COTERIE_DATA names. First the rate, loss and length of the baseline, then as many settings of the student,
 then improvements one at a time: all on validation, by a table that has no test images. Then every row is
 trained at every seed, and measured on test; a few of them with other heads and backbones, and on the scenes.
-A stopped call goes on where it was. Each part leaves its numbers in OUT.
+A stopped call goes on where it was. Each part leaves its numbers in OUT, and reads there what those before it
+have found: with the files of docs/results in OUT, later parts need not search again.
 
 `--whole` trains all layers, at 224 pixels and with new views: for a GPU.
 """
@@ -19,7 +20,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.gain.ideas import kept_words, try_ideas
+from benchmarks.gain.ideas import IDEAS, kept_words, try_ideas
 from benchmarks.gain.protocol import Protocol
 from benchmarks.gain.rows import CONTROLS, SWEEPS, own_rows, write_rows
 from benchmarks.gain.search import search_baseline, search_student
@@ -28,20 +29,22 @@ from benchmarks.gain.series import measure_backbones, measure_heads, measure_sce
 PARTS = ("baseline", "student", "ideas", "rows", "sweeps", "heads", "backbones", "scenes")
 
 
-def do(protocol: Protocol, parts: Sequence[str]) -> None:
-    """Do the parts, and of the searches what they need; what is done is read from its trainings."""
+def do(protocol: Protocol, parts: Sequence[str], ideas: Sequence[str], rows: Sequence[str] | None) -> None:
+    """Do the parts, and of the searches what they need; what is done is read from OUT."""
     if set(parts) - {"scenes"}:
-        searched = search_baseline(protocol).words
+        searched = search_baseline(protocol)
     if set(parts) - {"scenes", "baseline"}:
-        student = search_student(protocol, searched).words
+        student = search_student(protocol, searched)
     if set(parts) - {"scenes", "baseline", "student"}:
-        recommended = (*student, *kept_words(try_ideas(protocol, student)))
+        tried = try_ideas(protocol, student, [idea for idea in IDEAS if idea.name in ideas])
+        recommended = (*student, *kept_words(tried))
     if "rows" in parts:
-        found = protocol.measured("rows", recommended, own_rows(student), CONTROLS)
-        write_rows(protocol.out, "rows", found, size=3)
+        own = [row for row in own_rows(student) if rows is None or row.name in rows]
+        names = [name for name in CONTROLS if rows is None or name in rows]
+        write_rows(protocol.out, "rows", protocol.measured("rows", recommended, own, names))
     if "sweeps" in parts:
         found = protocol.measured("rows", recommended, (), ("psd",), SWEEPS)
-        write_rows(protocol.out, "sweeps", found, size=3)
+        write_rows(protocol.out, "sweeps", found)
     if "heads" in parts:
         measure_heads(protocol, recommended)
     if "backbones" in parts:
@@ -55,10 +58,14 @@ def main() -> int:
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("COTERIE_DATA", "../shared/data")))
     parser.add_argument("--out", type=Path, default=Path("runs/benchmark-gain"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--search-seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--epochs", type=int, default=16, help="that the search begins with")
+    parser.add_argument("--search-seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--epochs", type=int, default=8, help="that the search begins with")
     parser.add_argument("--at-once", type=int, default=1, help="runs at the same time")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument(
+        "--ideas", nargs="*", choices=[idea.name for idea in IDEAS], default=[idea.name for idea in IDEAS]
+    )
+    parser.add_argument("--rows", nargs="+", help="of the part `rows`; by default all")
     parser.add_argument("--whole", action="store_true", help="train all layers, at 224 pixels: for a GPU")
     arguments, words = parser.parse_known_args()
     protocol = Protocol(
@@ -75,7 +82,7 @@ def main() -> int:
         if not path.exists():
             print(f"{path} is not there; name the folder by --data", file=sys.stderr)
             return 2
-    do(protocol, arguments.parts)
+    do(protocol, arguments.parts, arguments.ideas, arguments.rows)
     return 0
 
 

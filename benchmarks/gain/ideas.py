@@ -9,6 +9,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from statistics import mean
+from typing import Any
 
 from benchmarks.gain.protocol import Protocol
 from coterie.ablation import Ablation, Row
@@ -171,16 +172,34 @@ class Tried:
 
 
 def try_ideas(protocol: Protocol, words: Sequence[str], ideas: Sequence[Idea] = IDEAS) -> list[Tried]:
-    """Every idea over the settings `words`, on validation."""
+    """Every idea over the settings `words`, on validation; read where that was done before."""
+    path = protocol.out / "ideas.json"
+    if path.exists() and (before := _read(json.loads(path.read_text()), protocol, words, ideas)):
+        return before
     rows = [Row("as-set", "as searched"), *(idea.row for idea in ideas)]
     found = protocol.searched(words, rows)
     tried = [Tried(idea, _differences(found, idea)) for idea in ideas]
-    content = [
-        asdict(each.idea) | {"differences": each.differences, "gain": each.gain, "helps": each.helps}
-        for each in tried
-    ]
-    atomic_write(protocol.out / "ideas.json", json.dumps(content, indent=1))
+    content = {
+        "settings": protocol.settings,
+        "words": words,
+        "ideas": [
+            asdict(each.idea) | {"differences": each.differences, "gain": each.gain, "helps": each.helps}
+            for each in tried
+        ],
+    }
+    atomic_write(path, json.dumps(content, indent=1))
     return tried
+
+
+def _read(
+    content: dict[str, Any], protocol: Protocol, words: Sequence[str], ideas: Sequence[Idea]
+) -> list[Tried]:
+    """The ideas as they were measured over the same settings; none where one of them was not."""
+    measured = {idea["name"]: idea["differences"] for idea in content["ideas"]}
+    same = (content["settings"], content["words"]) == ([*protocol.settings], [*words])
+    if not same or any(idea.name not in measured for idea in ideas):
+        return []
+    return [Tried(idea, {int(seed): value for seed, value in measured[idea.name].items()}) for idea in ideas]
 
 
 def kept_words(tried: Sequence[Tried]) -> tuple[str, ...]:

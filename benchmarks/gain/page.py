@@ -24,7 +24,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 PAGE = DOCS / "results.md"
 NUMBERS = DOCS / "results"
 FILES = ("search-baseline", "search-student", "ideas", "rows", "sweeps", *series.names())
-MARKED = re.compile(r"(<!-- (?P<name>[\w-]+): by benchmarks\.gain\.page -->\n).*?(\n<!-- end -->)", re.DOTALL)
+MARKED = re.compile(r"(<!-- (?P<name>[\w-]+): by benchmarks\.gain\.page -->\n).*?(<!-- end -->)", re.DOTALL)
 GAIN, CERTAIN, KEPT = 2.0, 1.0, 60.0  # what is wanted: mAP, the interval's lower end, percent
 
 Content = dict[str, Any]
@@ -48,7 +48,7 @@ def renewed(page: str, numbers: Path) -> str:
         make, file = BLOCKS[found["name"]]
         path = numbers / f"{file}.json"
         text = make(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else "Not measured yet."
-        return f"{found[1]}{text}{found[3]}"
+        return f"{found[1]}{text}\n{found[3]}"
 
     return MARKED.sub(block, page)
 
@@ -64,7 +64,7 @@ def search_table(content: Content) -> str:
     return table(["step", "choice", "val mAP", "by seed"], lines)
 
 
-def ideas_table(content: Sequence[Content]) -> str:
+def ideas_table(content: Content) -> str:
     """Every idea beside its prediction."""
     lines = [
         [
@@ -75,7 +75,7 @@ def ideas_table(content: Sequence[Content]) -> str:
             ", ".join(f"{value:+.2f}" for value in idea["differences"].values()),
             "yes" if idea["helps"] else "no",
         ]
-        for idea in content
+        for idea in content["ideas"]
     ]
     return table(["idea", "settings", "predicted", "val mAP", "by seed", "kept"], lines)
 

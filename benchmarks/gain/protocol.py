@@ -14,20 +14,23 @@ from coterie.ablation import Ablation, Row, ablate
 from coterie.config import load_config
 from coterie.files import atomic_write
 
-# The lower layers of SqueezeNet stay as ImageNet left them, and their features of ten views of each image are
-# kept: the same for every row. The views are those of every seed; the student has ten of its own.
+# The lower layers of SqueezeNet stay as ImageNet left them, and their features of seven views of each image are
+# kept: the same for every row. The views are those of every seed; the student has seven of its own.
 FROZEN = (
-    *("model.image_size=128", "train.frozen=backbone.features.8", "train.views=10", "augment.view_seed=0"),
+    *("model.image_size=96", "train.frozen=backbone.features.11", "train.views=7", "augment.view_seed=0"),
     *("augment.flip=0.5", "augment.shift=0.1", "augment.cutout=0", "augment.randaugment=false"),
 )
 # For a GPU: nothing frozen, always a new view.
 WHOLE = (
     *("model.image_size=224", "augment.flip=0.5", "augment.shift=0.1", "augment.cutout=0"),
-    "augment.randaugment=false",
+    *("augment.randaugment=false", "precision=bf16"),
 )
+K = 2
 COMMON = (
-    *("data.min_positives=50", "model=squeezenet", "k=3", "precision=bf16", "train.ema=0.999"),
-    "train.patience=8",  # after its best epoch a training learns the images by heart
+    *("data.min_positives=50", "model=squeezenet", f"k={K}", "train.ema=0.998"),
+    # half as many epochs at 16 come as far as at 64: there are few images
+    "train.batch_size=16",
+    "train.patience=6",  # after its best epoch a training learns the images by heart
 )
 
 
@@ -40,8 +43,8 @@ class Protocol:
     data: Path
     out: Path
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-    search_seeds: tuple[int, ...] = (0, 1, 2)
-    epochs: int = 16
+    search_seeds: tuple[int, ...] = (0, 1)
+    epochs: int = 8
     at_once: int = 1
     whole: bool = False
     words: tuple[str, ...] = ()
@@ -55,6 +58,11 @@ class Protocol:
     def weights(self) -> Path:
         return self.data / "weights" / "squeezenet1_1_imagenet_features.safetensors"
 
+    @property
+    def settings(self) -> tuple[str, ...]:
+        """What is the same for every row, wherever the files are."""
+        return (*COMMON, *(WHOLE if self.whole else FROZEN), *self.words)
+
     def common(self, table: Path) -> list[str]:
         """The settings of every row, on the images of `table`."""
         return [
@@ -62,9 +70,7 @@ class Protocol:
             f"data.image_root={self.table.parent}",
             f"model.weights={self.weights}",
             f"cache_dir={self.out / 'cache'}",
-            *COMMON,
-            *(WHOLE if self.whole else FROZEN),
-            *self.words,
+            *self.settings,
         ]
 
     def variant(self, name: str, *words: str) -> Protocol:

@@ -11,6 +11,7 @@ from statistics import mean
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.gain.protocol import K
 from benchmarks.gain.search import value_of
 from coterie.ablation import Ablation, Row
 from coterie.ablation.intervals import interval_between, resampled_maps
@@ -24,7 +25,7 @@ CONTROLS = (
     *("baseline", "compute-student", "compute-run", "k1", "random", "random-equal"),
     *("cgp", "dgp", "dgp-paper", "psd", "squared-error", "cgp-teachers", "dgp-teachers", "all-teachers"),
 )
-SWEEPS = {"a": (0.25, 0.75), "w": (0.25, 0.95), "k": (2, 5), "root": (1, 4)}
+SWEEPS = {"a": (0.25, 0.75), "w": (0.25, 0.95), "k": (3, 5), "root": (1, 4)}
 # What the recommended recipe is compared with, beside the baseline: (row, the other row)
 COMPARED = (
     *(("psd", "k1"), ("psd", "random"), ("psd", "random-equal"), ("psd", "compute-run")),
@@ -88,7 +89,7 @@ def baseline_ensembles(found: Ablation, split: str, size: int) -> Ensembles:
     return ensembles
 
 
-def write_rows(out: Path, name: str, found: Ablation, size: int) -> None:
+def write_rows(out: Path, name: str, found: Ablation, size: int = K) -> None:
     """All that the page needs of the rows, in `name`.json; `size`: how many teachers a branch has."""
     by_seed: dict[str, dict[str, dict[int, float]]] = {}
     compared = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 from benchmarks.gain.protocol import Protocol
 from coterie.ablation import Row
@@ -24,19 +25,15 @@ class Step:
     choices: Mapping[str, Words]
 
 
+LOSSES: dict[str, Words] = {
+    "BCE": ("train.loss=bce",),
+    "ASL, gamma- 2": ("train.loss=asl", "train.gamma_neg=2"),
+    "ASL, gamma- 4": ("train.loss=asl", "train.gamma_neg=4"),
+}
+FIRST_RATE = "2e-3"
 BASELINE = (
-    Step(
-        "rate",
-        {f"lr = {lr}": (f"train.lr={lr}",) for lr in ("3e-4", "6e-4", "1e-3", "1.7e-3", "3e-3")},
-    ),
-    Step(
-        "loss",
-        {
-            "ASL, gamma- 4": ("train.loss=asl", "train.gamma_neg=4"),
-            "ASL, gamma- 2": ("train.loss=asl", "train.gamma_neg=2"),
-            "BCE": ("train.loss=bce",),
-        },
-    ),
+    Step("loss", LOSSES),
+    Step("rate", {f"lr = {lr}": (f"train.lr={lr}",) for lr in ("5e-4", "1e-3", FIRST_RATE, "4e-3")}),
 )
 
 
@@ -98,44 +95,49 @@ class Search:
         return [Trial(step, row.title, row.words, found.values(row.name, "val")) for row in rows]
 
     def write(self) -> None:
-        path = self.protocol.out / f"search-{self.role}.json"
         content = {
+            "settings": self.protocol.settings,
             "words": self.words,
             "trials": [asdict(trial) | {"mean": trial.mean} for trial in self.trials],
         }
-        atomic_write(path, json.dumps(content, indent=1))
+        atomic_write(_path(self.protocol, self.role), json.dumps(content, indent=1))
 
 
-def search_baseline(protocol: Protocol) -> Search:
-    """Rate, loss and number of epochs of the baseline at its own best."""
-    search = Search(protocol, "baseline", (f"train.epochs={protocol.epochs}",))
+def search_baseline(protocol: Protocol) -> Words:
+    """Loss, rate and number of epochs of the baseline at its own best."""
+    start = (f"train.epochs={protocol.epochs}", f"train.lr={FIRST_RATE}")
+    if (found := _found_before(protocol, "baseline", start)) is not None:
+        return found
+    search = Search(protocol, "baseline", start)
     for step in BASELINE:
         search.take(step)
     search.lengthen()
     search.write()
-    return search
+    return search.words
 
 
-def search_student(protocol: Protocol, baseline: Words) -> Search:
+def search_student(protocol: Protocol, baseline: Words) -> Words:
     """The student's best settings over teachers that train as the `baseline` does; as many are tried."""
+    if (found := _found_before(protocol, "student", baseline)) is not None:
+        return found
     search = Search(protocol, "student", baseline)
     for step in student_steps(float(value_of("train.lr", baseline)), baseline):
         search.take(step)
     search.write()
-    return search
+    return search.words
 
 
 def student_steps(rate: float, words: Sequence[str]) -> list[Step]:
     """What is tried for the student: how much it listens to its teachers, and how it learns."""
     losses = {
         name: tuple(word.replace("train.", "student.") for word in choice)
-        for name, choice in BASELINE[1].choices.items()
+        for name, choice in LOSSES.items()
         if not set(choice) <= set(words)
     }
     return [
-        Step("teachers' weight", {f"w = {w}": (f"distill.w={w}",) for w in (0.5, 0.8, 0.95)}),
+        Step("teachers' weight", {f"w = {w}": (f"distill.w={w}",) for w in (0.5, 0.7, 0.9)}),
+        Step("rate", {f"lr x {x}": (f"student.lr={rate * x:.3g}",) for x in (2, 4)}),
         Step("loss against the labels", losses),
-        Step("rate", {f"lr x {x}": (f"student.lr={rate * x:.3g}",) for x in (0.5, 2)}),
         Step("balance of the branches", {f"a = {a}": (f"distill.a={a}",) for a in (0.25, 0.75)}),
     ]
 
@@ -143,3 +145,18 @@ def student_steps(rate: float, words: Sequence[str]) -> list[Step]:
 def value_of(key: str, words: Sequence[str]) -> str:
     """The value of the last word of `key`."""
     return [word.partition("=")[2] for word in words if word.startswith(f"{key}=")][-1]
+
+
+def _path(protocol: Protocol, role: str) -> Path:
+    return protocol.out / f"search-{role}.json"
+
+
+def _found_before(protocol: Protocol, role: str, start: Words) -> Words | None:
+    """What a search of the same settings has found that began at `start` and is at its end."""
+    path = _path(protocol, role)
+    if not path.exists():
+        return None
+    content = json.loads(path.read_text(encoding="utf-8"))
+    words = tuple(content["words"])
+    same = content["settings"] == list(protocol.settings) and words[: len(start)] == start
+    return words if same else None

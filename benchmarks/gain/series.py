@@ -37,7 +37,7 @@ def measure_heads(protocol: Protocol, recommended: Words) -> None:
     """The recommended recipe with another head, settings as they are."""
     for name, words in HEADS.items():
         found = protocol.variant(f"head-{name}", *words).measured("rows", recommended, (), ROWS)
-        write_rows(protocol.out, f"head-{name}", found, size=3)
+        write_rows(protocol.out, f"head-{name}", found)
 
 
 def measure_backbones(protocol: Protocol, recommended: Words, searched: Words) -> None:
@@ -48,8 +48,8 @@ def measure_backbones(protocol: Protocol, recommended: Words, searched: Words) -
     for name, words in BACKBONES.items():
         variant = protocol.variant(f"backbone-{name}", *words)
         baseline = search_baseline(variant)
-        adapted = (*baseline.words, *adapted_to(recommended, searched, baseline.words))
-        write_rows(protocol.out, f"backbone-{name}", variant.measured("rows", adapted, (), ROWS), size=3)
+        adapted = (*baseline, *adapted_to(recommended, searched, baseline))
+        write_rows(protocol.out, f"backbone-{name}", variant.measured("rows", adapted, (), ROWS))
 
 
 def adapted_to(recommended: Words, searched: Words, baseline: Words) -> Iterator[str]:

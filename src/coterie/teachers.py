@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from coterie.errors import CheckpointError, repeated, shortened
+from coterie.models.cut import Cut
 from coterie.models.output_layer import OutputLayer
 
 
@@ -91,20 +92,22 @@ class Branch(nn.Module):
 class Teachers(nn.Module):
     """The branches that a student learns from: images [B, 3, H, W] -> logits [R, B, C], without gradients.
 
-    `compiled`: by torch.compile, once for each size of a batch. `lower`: the frozen part that all teachers
-    share, from whose features the branches answer; it runs under `autocast`, as when they were trained.
+    `compiled`: by torch.compile, once for each size of a batch. `frozen_part`: what all teachers share, from
+    whose features the branches answer; it runs under `autocast`, as when they were trained. Where these
+    features are known they are given in the place of the images.
     """
 
     def __init__(
         self,
         branches: Sequence[Branch],
         compiled: bool = False,
-        lower: nn.Module | None = None,
+        frozen_part: Cut | None = None,
         autocast: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         super().__init__()
         self.branches = nn.ModuleList(branches)
-        self.lower = lower
+        self.lower = None if frozen_part is None else frozen_part.lower_part
+        self.frozen_part = None if frozen_part is None else frozen_part.sha256()
         self._autocast = autocast
         # the weights are constants: freezing lets the compiler lay them out for the operations that use them
         self._answer = (
@@ -118,9 +121,12 @@ class Teachers(nn.Module):
         """The number of the teacher of each branch that answers for each class, [R, C]."""
         return torch.stack([branch.owners for branch in self._branches()])
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor, are_features: bool = False) -> Tensor:
+        """ValueError for features where the teachers share no frozen part."""
+        if are_features and self.lower is None:
+            raise ValueError("the teachers share no frozen part whose features they could answer from")
         with torch.inference_mode():
-            logits = self._answer(self._lowered(images))
+            logits = self._answer(images if are_features else self._lowered(images))
         # copied outside of it: a tensor made in inference mode cannot be part of a loss
         return logits.clone()
 

@@ -49,13 +49,19 @@ REMEDY = "Choose another place with cache_dir=…, fewer student.views, or disti
 
 @dataclass(frozen=True)
 class Teaching:
-    """The teachers of a run's student; `load` gives those of a branch as they were trained."""
+    """The teachers of a run's student; `load` gives those of a branch as they were trained.
+
+    `known`: the features of the student's frozen part, whose hash is `known_of`, for its views. Teachers with
+    the same frozen part answer from them.
+    """
 
     config: Config
     views: Views
     fabric: Fabric
     load: Callable[[str], Branch]
     reporter: Reporter
+    known: ViewCache | None = None
+    known_of: str | None = None
 
     @property
     def images(self) -> ResizedImages:
@@ -89,10 +95,7 @@ class Teaching:
         )
         error = max(model.error for model in frozen)
         self.reporter.note(f"teachers: {forms}; logits within {error:.1e} of those in float32")
-        lower = None if frozen_part is None else frozen_part.lower_part
-        teachers = Teachers(
-            branches, compiled=self.config.distill.compile, lower=lower, autocast=self.fabric.autocast
-        )
+        teachers = Teachers(branches, self.config.distill.compile, frozen_part, autocast=self.fabric.autocast)
         return teachers.to(self.fabric.device).to(memory_format=memory_layout(self.config.channels_last))
 
     def weights(self, teachers: Teachers | None = None) -> Tensor:
@@ -147,6 +150,7 @@ class Teaching:
             "architecture": dict(architecture),
             "class_names": dataset.class_names,
             "frozen": config.teacher.frozen,
+            "known": self.known_of,
             "tolerance": config.distill.tolerance,
             "compile": config.distill.compile,
         }
@@ -172,13 +176,26 @@ class Teaching:
         teachers = self.teachers(kinds)
 
         def answer(view: int) -> Iterator[Array]:
-            sampler = EpochSampler(self._training, ANSWER_BATCH)
-            for batch in ImageBatches(self.views, sampler, self.config.data.workers).epoch(view):
+            for images, are_features in self._view(view, teachers):
                 with _fitting(self.fabric.device):
-                    logits = teachers(self._to_images(batch))
+                    logits = teachers(images, are_features)
                 yield logits.cpu().numpy()
 
         return answer
+
+    def _view(self, view: int, teachers: Teachers) -> Iterator[tuple[Tensor, bool]]:
+        """A view of all training images on the device, in batches: what the teachers answer from, and whether
+        that is features.
+        """
+        if self.known is not None and self.known_of == teachers.frozen_part:
+            (features,) = self.known.view(view)
+            for first in range(0, len(features), ANSWER_BATCH):
+                part = features[first : first + ANSWER_BATCH].astype(np.float32)  # also a copy that is ours
+                yield torch.from_numpy(part).to(self.fabric.device), True
+            return
+        sampler = EpochSampler(self._training, ANSWER_BATCH)
+        for batch in ImageBatches(self.views, sampler, self.config.data.workers).epoch(view):
+            yield self._to_images(batch), False
 
     def _to_images(self, batch: Batch) -> Tensor:
         layout = memory_layout(self.config.channels_last)
