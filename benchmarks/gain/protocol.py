@@ -14,8 +14,8 @@ from coterie.ablation import Ablation, Row, ablate
 from coterie.config import load_config
 from coterie.files import atomic_write
 
-# The lower layers of SqueezeNet stay as ImageNet left them, and their features of seven views of each image are
-# kept: the same for every row. The views are those of every seed; the student has seven of its own.
+# The lower layers of SqueezeNet stay as ImageNet left them, and what they make of seven views of each image
+# is kept: the same for every row. The views are those of every seed; the student has seven of its own.
 FROZEN = (
     *("model.image_size=96", "train.frozen=backbone.features.11", "train.views=7", "augment.view_seed=0"),
     *("augment.flip=0.5", "augment.shift=0.1", "augment.cutout=0", "augment.randaugment=false"),
@@ -25,7 +25,7 @@ WHOLE = (
     *("model.image_size=224", "augment.flip=0.5", "augment.shift=0.1", "augment.cutout=0"),
     *("augment.randaugment=false", "precision=bf16"),
 )
-K = 2
+K = 3
 COMMON = (
     *("data.min_positives=50", "model=squeezenet", f"k={K}", "train.ema=0.998"),
     # half as many epochs at 16 come as far as at 64: there are few images
