@@ -220,6 +220,13 @@ def test_a_claim_that_does_not_hold_is_called_so() -> None:
     assert "**not reached**" in page.claims(numbers((2.1, 1.1, 3.0), 59.9)).splitlines()[-1]
 
 
+def test_a_claim_whose_row_is_not_measured_is_neither_reached_nor_not() -> None:
+    content = numbers((2.1, 1.1, 3.0), 61.0)
+    content["compared"] = [record for record in content["compared"] if record["other"] != "random"]
+    (line,) = (line for line in page.claims(content).splitlines() if "of the same sizes" in line)
+    assert line.endswith("| not measured yet |  |")
+
+
 def test_the_rows_stand_with_the_ensemble_behind_the_baseline() -> None:
     lines = page.rows_table(numbers((2.1, 1.1, 3.0), 61.0)).splitlines()
     assert lines[2].startswith("| baseline | 60.00 ± 1.00 | +0.00 [+0.00, +0.00] | 60.00 | +3.0 | +4.0 | 2 |")
