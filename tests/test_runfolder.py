@@ -37,7 +37,7 @@ def finish(folder: RunFolder, name: str, key: str, seed: int = 0) -> Training:
     checkpoint = Checkpoint(
         name,
         NAMES,
-        {"kind": "own"},
+        {"kind": "own", "builder": "tests:linear"},
         Preprocessing(16, (0, 0, 0), (1, 1, 1)),
         threshold=0.5,
         metrics={},

@@ -27,7 +27,13 @@ def finish(folder: Path, key: str = KEY, seed: int = 0) -> Training:
     """A finished training of a linear layer in `folder`."""
     torch.manual_seed(seed)
     checkpoint = Checkpoint(
-        "student", ("cat", "dog"), {"kind": "own"}, Preprocessing(16, (0, 0, 0), (1, 1, 1)), 0.5, {}, {}
+        "student",
+        ("cat", "dog"),
+        {"kind": "own", "builder": "tests:linear"},
+        Preprocessing(16, (0, 0, 0), (1, 1, 1)),
+        0.5,
+        {},
+        {},
     )
     written = save_checkpoint(folder, nn.Linear(3, 2), checkpoint)
     (folder / LOG_FILE).write_text('{"epoch": 1}\n')
