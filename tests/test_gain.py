@@ -88,7 +88,7 @@ def test_a_search_that_is_at_its_end_is_read_where_its_settings_are_the_same(tmp
     other = Fake(tmp_path, tmp_path, best={"train.lr=1e-3": 1.0, "distill.w=0.7": 1.0})
     assert search_baseline(other) == found
     assert search_student(other, found) == student
-    elsewhere = replace(other, words=("k=3",))
+    elsewhere = replace(other, words=("k=4",))
     assert value_of("train.lr", again := search_baseline(elsewhere)) == "1e-3"
     assert value_of("distill.w", search_student(elsewhere, again)) == "0.7"
 
@@ -144,14 +144,13 @@ def test_a_rate_is_taken_to_another_baseline_by_its_ratio() -> None:
 
 def test_an_idea_helps_that_gains_enough_and_something_at_every_seed(tmp_path: Path) -> None:
     differences = {"clear": (0.5, 0.4, 0.1), "small": (0.2, 0.2, 0.2), "lucky": (3.0, 0.1, -0.1)}
-    calls = 0
+    calls: list[list[str]] = []
 
     class Measured(Protocol):
         def searched(
             self, words: Iterable[str], rows: Sequence[Row], seeds: Sequence[int] | None = None
         ) -> Ablation:
-            nonlocal calls
-            calls += 1
+            calls.append([row.name for row in rows if row.name != "as-set"])
             assert (words, seeds) == ((), None)
             plain = [50.0, 51.0, 52.0]
             maps = {
@@ -161,17 +160,21 @@ def test_an_idea_helps_that_gains_enough_and_something_at_every_seed(tmp_path: P
             return found(maps)
 
     ideas = [Idea(name, name, (f"k={len(name)}",), 0.0, "no reason") for name in differences]
-    tried = try_ideas(Measured(tmp_path, tmp_path), (), ideas)
+    protocol = Measured(tmp_path, tmp_path, search_seeds=(0, 1, 2))
+    tried = try_ideas(protocol, (), ideas)
     assert [each.helps for each in tried] == [True, False, False]
     assert tried[0].gain == pytest.approx(1 / 3)
     written = json.loads((tmp_path / "ideas.json").read_text())
     assert [idea["helps"] for idea in written["ideas"]] == [True, False, False]
     assert written["ideas"][2]["differences"]["0"] == pytest.approx(3)
-    # what is written is not measured again, but a further idea is
-    assert try_ideas(Measured(tmp_path, tmp_path), (), ideas[:2]) == tried[:2]
-    assert calls == 1
-    try_ideas(Measured(tmp_path, tmp_path), (), [*ideas, Idea("new", "new", (), 0.0, "no reason")])
-    assert calls == 2
+    # what is written is not measured again, but a further idea is, and one that has changed
+    assert try_ideas(protocol, (), ideas[:2]) == tried[:2]
+    assert calls == [["clear", "small", "lucky"]]
+    changed = replace(ideas[0], words=("k=9",))
+    assert try_ideas(protocol, (), [*ideas[1:], changed])[:2] == tried[1:]
+    assert calls[1:] == [["clear"]]
+    assert try_ideas(protocol, (), ideas[1:]) == tried[1:]  # nothing else that was measured is lost
+    assert len(calls) == 2
 
 
 def test_what_the_student_keeps_is_its_share_of_what_the_teachers_gain() -> None:
@@ -234,6 +237,24 @@ def test_the_rows_stand_with_the_ensemble_behind_the_baseline() -> None:
     assert lines[4].startswith("| psd |")
 
 
+def test_a_search_shows_as_taken_what_no_later_choice_has_replaced() -> None:
+    trial = {"step": "s", "choice": "c", "val": {"0": 1.0}}
+    words = (["lr=2", "loss=bce"], ["lr=1"], ["lr=2"])
+    content = {
+        "words": ["lr=2", "loss=asl", "lr=1"],
+        "trials": [trial | {"words": each, "mean": float(number)} for number, each in enumerate(words)],
+    }
+    shown = [line.split(" | ")[2] for line in page.search_table(content).splitlines()[2:]]
+    assert shown == ["0.00", "**1.00**", "2.00"]
+
+
+def test_a_page_without_numbers_says_so_and_keeps_what_is_around(tmp_path: Path) -> None:
+    marks = [f"<!-- {name}: by benchmarks.gain.page -->\n<!-- end -->\n" for name in ("rows", "ideas")]
+    new = page.renewed(f"{marks[0]}between\n{marks[1]}", tmp_path)
+    assert new.count("Not measured yet.\n<!-- end -->") == 2
+    assert "<!-- end -->\nbetween\n<!-- ideas" in new
+
+
 def test_only_what_is_between_marks_is_made_anew(tmp_path: Path) -> None:
     content = {
         "words": ["a=2"],
@@ -247,7 +268,11 @@ def test_only_what_is_between_marks_is_made_anew(tmp_path: Path) -> None:
     assert page.renewed(new, tmp_path) == new
 
 
-def test_the_page_of_the_docs_is_what_its_numbers_make() -> None:
-    text = page.PAGE.read_text(encoding="utf-8")
-    assert page.renewed(text, page.NUMBERS) == text
-    assert {found["name"] for found in page.MARKED.finditer(text)} <= set(page.BLOCKS)
+def test_the_pages_are_what_their_numbers_make() -> None:
+    texts = [path.read_text(encoding="utf-8") for path in page.PAGES]
+    for text in texts:
+        assert page.renewed(text, page.NUMBERS) == text
+    # none is missing, and none stands twice
+    assert sorted(found["name"] for text in texts for found in page.MARKED.finditer(text)) == sorted(
+        page.BLOCKS
+    )

@@ -22,8 +22,8 @@ from pathlib import Path
 
 from benchmarks.gain.ideas import IDEAS, kept_words, try_ideas
 from benchmarks.gain.protocol import Protocol
-from benchmarks.gain.rows import CONTROLS, SWEEPS, own_rows, write_rows
-from benchmarks.gain.search import search_baseline, search_student
+from benchmarks.gain.rows import ALWAYS, CONTROLS, SWEEPS, own_rows, write_rows
+from benchmarks.gain.search import FIRST_RATE, search_baseline, search_student
 from benchmarks.gain.series import measure_backbones, measure_heads, measure_scenes
 
 PARTS = ("baseline", "student", "ideas", "rows", "sweeps", "heads", "backbones", "scenes")
@@ -40,7 +40,7 @@ def do(protocol: Protocol, parts: Sequence[str], ideas: Sequence[str], rows: Seq
         recommended = (*student, *kept_words(tried))
     if "rows" in parts:
         own = [row for row in own_rows(student) if rows is None or row.name in rows]
-        names = [name for name in CONTROLS if rows is None or name in rows]
+        names = [name for name in CONTROLS if rows is None or name in {*rows, *ALWAYS}]
         write_rows(protocol.out, "rows", protocol.measured("rows", recommended, own, names))
     if "sweeps" in parts:
         found = protocol.measured("rows", recommended, (), ("psd",), SWEEPS)
@@ -62,10 +62,10 @@ def main() -> int:
     parser.add_argument("--epochs", type=int, default=8, help="that the search begins with")
     parser.add_argument("--at-once", type=int, default=1, help="runs at the same time")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
-    parser.add_argument(
-        "--ideas", nargs="*", choices=[idea.name for idea in IDEAS], default=[idea.name for idea in IDEAS]
-    )
-    parser.add_argument("--rows", nargs="+", help="of the part `rows`; by default all")
+    ideas = [idea.name for idea in IDEAS]
+    parser.add_argument("--ideas", nargs="*", choices=ideas, default=ideas, help="to try; by default all")
+    rows = [*CONTROLS, *(row.name for row in own_rows([f"train.lr={FIRST_RATE}"]))]
+    parser.add_argument("--rows", nargs="+", choices=rows, help="of the part `rows`; by default all")
     parser.add_argument("--whole", action="store_true", help="train all layers, at 224 pixels: for a GPU")
     arguments, words = parser.parse_known_args()
     protocol = Protocol(

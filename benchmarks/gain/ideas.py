@@ -5,15 +5,12 @@ Each prediction was written before its idea was measured, and stays as it was.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from statistics import mean
-from typing import Any
 
 from benchmarks.gain.protocol import Protocol
 from coterie.ablation import Ablation, Row
-from coterie.files import atomic_write
 
 LEAST = 0.3  # an idea helps that gains so much val mAP on average, and anything at every seed
 STUDENT = "student"
@@ -165,34 +162,31 @@ class Tried:
 
 
 def try_ideas(protocol: Protocol, words: Sequence[str], ideas: Sequence[Idea] = IDEAS) -> list[Tried]:
-    """Every idea over the settings `words`, on validation; read where that was done before."""
-    path = protocol.out / "ideas.json"
-    if path.exists() and (before := _read(json.loads(path.read_text()), protocol, words, ideas)):
-        return before
-    rows = [Row("as-set", "as searched"), *(idea.row for idea in ideas)]
-    found = protocol.searched(words, rows)
-    tried = [Tried(idea, _differences(found, idea)) for idea in ideas]
-    content = {
-        "settings": protocol.settings,
-        "words": words,
-        "ideas": [
+    """Every idea over the settings `words`, on validation; those that OUT holds already are read there."""
+    known = {tried.idea.name: tried for tried in _found_before(protocol, words)}
+    if missing := [idea for idea in ideas if idea.name not in known or known[idea.name].idea != idea]:
+        rows = [Row("as-set", "as searched"), *(idea.row for idea in missing)]
+        found = protocol.searched(words, rows)
+        known |= {idea.name: Tried(idea, _differences(found, idea)) for idea in missing}
+        content = [
             asdict(each.idea) | {"differences": each.differences, "gain": each.gain, "helps": each.helps}
-            for each in tried
-        ],
-    }
-    atomic_write(path, json.dumps(content, indent=1))
-    return tried
+            for each in known.values()
+        ]
+        protocol.write("ideas", {"words": words, "ideas": content})
+    return [known[idea.name] for idea in ideas]
 
 
-def _read(
-    content: dict[str, Any], protocol: Protocol, words: Sequence[str], ideas: Sequence[Idea]
-) -> list[Tried]:
-    """The ideas as they were measured over the same settings; none where one of them was not."""
-    measured = {idea["name"]: idea["differences"] for idea in content["ideas"]}
-    same = (content["settings"], content["words"]) == ([*protocol.settings], [*words])
-    if not same or any(idea.name not in measured for idea in ideas):
+def _found_before(protocol: Protocol, words: Sequence[str]) -> list[Tried]:
+    """The ideas that were measured over the same settings, at the same seeds."""
+    content = protocol.found_before("ideas")
+    if content is None or content["words"] != list(words):
         return []
-    return [Tried(idea, {int(seed): value for seed, value in measured[idea.name].items()}) for idea in ideas]
+    tried = []
+    for values in content["ideas"]:
+        described = {field.name: values[field.name] for field in fields(Idea)}
+        idea = Idea(**described | {"words": tuple(values["words"])})
+        tried.append(Tried(idea, {int(seed): value for seed, value in values["differences"].items()}))
+    return [each for each in tried if tuple(each.differences) == protocol.search_seeds]
 
 
 def kept_words(tried: Sequence[Tried]) -> tuple[str, ...]:

@@ -2,8 +2,8 @@
 
     python -m benchmarks.gain.page [OUT]
 
-copies OUT's numbers into docs/results and renews what stands between the marks of docs/results.md. Without
-OUT the page is renewed from the numbers that are there.
+copies OUT's numbers into docs/results and renews what stands between the marks of docs/results.md and of the
+README. Without OUT they are renewed from the numbers that are there.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -20,11 +20,12 @@ from typing import Any
 from benchmarks.gain import series
 from coterie.files import atomic_write
 
-DOCS = Path(__file__).parents[2] / "docs"
-PAGE = DOCS / "results.md"
-NUMBERS = DOCS / "results"
+ROOT = Path(__file__).parents[2]
+PAGES = (ROOT / "docs" / "results.md", ROOT / "README.md")
+NUMBERS = ROOT / "docs" / "results"
 FILES = ("search-baseline", "search-student", "ideas", "rows", "sweeps", *series.names())
 MARKED = re.compile(r"(<!-- (?P<name>[\w-]+): by benchmarks\.gain\.page -->\n).*?(<!-- end -->)", re.DOTALL)
+SHOWN = ("baseline", "psd", "k1", "random-equal", "squared-error")  # in the README
 GAIN, CERTAIN, KEPT = 2.0, 1.0, 60.0  # what is wanted: mAP, the interval's lower end, percent
 
 Content = dict[str, Any]
@@ -37,7 +38,8 @@ def main() -> int:
             found = Path(sys.argv[1]) / f"{name}.json"
             if found.exists():
                 shutil.copyfile(found, NUMBERS / found.name)
-    atomic_write(PAGE, renewed(PAGE.read_text(encoding="utf-8"), NUMBERS))
+    for path in PAGES:
+        atomic_write(path, renewed(path.read_text(encoding="utf-8"), NUMBERS))
     return 0
 
 
@@ -56,9 +58,10 @@ def renewed(page: str, numbers: Path) -> str:
 def search_table(content: Content) -> str:
     """Every choice of a search, with what was taken at the end."""
     lines = []
+    in_force = dict(word.split("=", 1) for word in content["words"])  # of a key, the last word
     for trial in content["trials"]:
         values = ", ".join(f"{value:.2f}" for value in trial["val"].values())
-        taken = set(trial["words"]) <= set(content["words"])
+        taken = dict(word.split("=", 1) for word in trial["words"]).items() <= in_force.items()
         mark = "**" if taken else ""
         lines.append([trial["step"], trial["choice"], f"{mark}{trial['mean']:.2f}{mark}", values])
     return table(["step", "choice", "val mAP", "by seed"], lines)
@@ -82,10 +85,17 @@ def ideas_table(content: Content) -> str:
 
 def rows_table(content: Content) -> str:
     """The measured rows: mAP, how far it is ahead of the baseline's, and leaning on companions."""
+    names = dict.fromkeys(record["row"] for record in content["rows"])
+    headings = ["row", "test mAP", "- baseline", f"{_other_split(content).replace('_', ' ')} mAP"]
+    return table([*headings, "leaning: recall", "false positives", "minutes"], _lines(content, names))
+
+
+def _lines(content: Content, names: Iterable[str]) -> list[list[str]]:
+    """The lines of the rows with these names, the ensemble of baselines behind the baseline."""
     of_row = {(record["row"], record["split"]): record for record in content["rows"]}
-    other = "test_shifted" if "test_shifted" in content["by_seed"] else "val"
+    other = _other_split(content)
     lines = []
-    for name in dict.fromkeys(record["row"] for record in content["rows"]):
+    for name in names:
         test, second = of_row[name, "test"], of_row[name, other]
         lines.append(
             [
@@ -99,15 +109,46 @@ def rows_table(content: Content) -> str:
         )
         if name == "baseline" and "ensemble" in content["by_seed"]["test"]:
             lines.append(_ensemble_line(content, other))
-    headings = ["row", "test mAP", "- baseline", f"{other.replace('_', ' ')} mAP"]
-    return table([*headings, "leaning: recall", "false positives", "minutes"], lines)
+    return lines
+
+
+def _other_split(content: Content) -> str:
+    """The split beside test: the shifted one of the scenes, else validation."""
+    return "test_shifted" if "test_shifted" in content["by_seed"] else "val"
+
+
+def gain_table(content: Content) -> str:
+    """A few of the measured rows: test mAP, and how far it is ahead of the baseline's."""
+    lines = [line[:3] for line in _lines(content, SHOWN)]
+    return table(["row", "test mAP", "- baseline"], lines)
+
+
+def compared_table(content: Content) -> str:
+    """One row less another on test."""
+    titles = {record["row"]: record["title"] for record in content["rows"]} | {
+        "ensemble": _ensemble_title(content)
+    }
+    lines = [
+        [
+            titles[record["row"]],
+            titles[record["other"]],
+            _difference(record["difference"], *record["interval"]),
+        ]
+        for record in content["compared"]
+        if record["split"] == "test"
+    ]
+    return table(["row", "less", "test mAP"], lines)
+
+
+def _ensemble_title(content: Content) -> str:
+    return f"an ensemble of {content['size']} baselines"
 
 
 def _ensemble_line(content: Content, other: str) -> list[str]:
     test, second = ([*content["by_seed"][split]["ensemble"].values()] for split in ("test", other))
     record = compared(content, "ensemble", "baseline")
     return [
-        f"an ensemble of {content['size']} baselines",
+        _ensemble_title(content),
         f"{mean(test):.2f} ± {stdev(test):.2f}",
         _difference(record["difference"], *record["interval"]),
         f"{mean(second):.2f}",
@@ -181,6 +222,8 @@ def _reached(is_so: bool) -> str:
 BLOCKS: dict[str, tuple[Callable[[Any], str], str]] = {
     "claims": (claims, "rows"),
     "rows": (rows_table, "rows"),
+    "gain": (gain_table, "rows"),
+    "compared": (compared_table, "rows"),
     "search-baseline": (search_table, "search-baseline"),
     "search-student": (search_table, "search-student"),
     "ideas": (ideas_table, "ideas"),

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -28,7 +30,6 @@ WHOLE = (
 K = 3
 COMMON = (
     *("data.min_positives=50", "model=squeezenet", f"k={K}", "train.ema=0.998"),
-    # half as many epochs at 16 come as far as at 64: there are few images
     "train.batch_size=16",
     "train.patience=6",  # after its best epoch a training learns the images by heart
 )
@@ -72,6 +73,20 @@ class Protocol:
             f"cache_dir={self.out / 'cache'}",
             *self.settings,
         ]
+
+    def write(self, name: str, content: Mapping[str, Any]) -> None:
+        """Leave `content` in OUT, with the settings that it was found with."""
+        atomic_write(self._file(name), json.dumps({"settings": self.settings, **content}, indent=1))
+
+    def found_before(self, name: str) -> dict[str, Any] | None:
+        """What was left in OUT under the name, where it is of these settings."""
+        if not (path := self._file(name)).exists():
+            return None
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return content if content.pop("settings") == list(self.settings) else None
+
+    def _file(self, name: str) -> Path:
+        return self.out / f"{name}.json"
 
     def variant(self, name: str, *words: str) -> Protocol:
         """The same protocol with further settings, and its results in a folder of their own."""

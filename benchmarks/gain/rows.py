@@ -25,12 +25,14 @@ CONTROLS = (
     *("baseline", "compute-student", "compute-run", "k1", "random", "random-equal"),
     *("cgp", "dgp", "dgp-paper", "psd", "squared-error", "cgp-teachers", "dgp-teachers", "all-teachers"),
 )
+# what is claimed is of them: they are measured whatever rows are chosen
+ALWAYS = ("psd", "all-teachers")
 SWEEPS = {"a": (0.25, 0.75), "w": (0.25, 0.95), "k": (2, 5), "root": (1, 4)}
 # What the recommended recipe is compared with, beside the baseline: (row, the other row)
 COMPARED = (
     *(("psd", "k1"), ("psd", "random"), ("psd", "random-equal"), ("psd", "compute-run")),
     *(("psd", "compute-student"), ("psd", "ensemble"), ("psd", "k1-repeated"), ("psd", "paper")),
-    *(("psd", "two-branches"), ("psd", "cgp"), ("psd", "dgp")),
+    *(("psd", "two-branches"), ("psd", "cgp"), ("psd", "dgp"), ("psd", "squared-error")),
     ("ensemble", "baseline"),
 )
 RESAMPLES = 1000

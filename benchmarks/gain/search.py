@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 
 from benchmarks.gain.protocol import Protocol
 from coterie.ablation import Row
-from coterie.files import atomic_write
 
 MOST_DOUBLINGS = 3
 ENOUGH = 0.3  # val mAP that twice the epochs must gain to be taken
@@ -95,12 +92,8 @@ class Search:
         return [Trial(step, row.title, row.words, found.values(row.name, "val")) for row in rows]
 
     def write(self) -> None:
-        content = {
-            "settings": self.protocol.settings,
-            "words": self.words,
-            "trials": [asdict(trial) | {"mean": trial.mean} for trial in self.trials],
-        }
-        atomic_write(_path(self.protocol, self.role), json.dumps(content, indent=1))
+        trials = [asdict(trial) | {"mean": trial.mean} for trial in self.trials]
+        self.protocol.write(f"search-{self.role}", {"words": self.words, "trials": trials})
 
 
 def search_baseline(protocol: Protocol) -> Words:
@@ -147,16 +140,10 @@ def value_of(key: str, words: Sequence[str]) -> str:
     return [word.partition("=")[2] for word in words if word.startswith(f"{key}=")][-1]
 
 
-def _path(protocol: Protocol, role: str) -> Path:
-    return protocol.out / f"search-{role}.json"
-
-
 def _found_before(protocol: Protocol, role: str, start: Words) -> Words | None:
-    """What a search of the same settings has found that began at `start` and is at its end."""
-    path = _path(protocol, role)
-    if not path.exists():
+    """What a search has found that began at `start`, is at its end, and had these settings and seeds."""
+    if (content := protocol.found_before(f"search-{role}")) is None:
         return None
-    content = json.loads(path.read_text(encoding="utf-8"))
     words = tuple(content["words"])
-    same = content["settings"] == list(protocol.settings) and words[: len(start)] == start
-    return words if same else None
+    seeds = {tuple(map(int, trial["val"])) for trial in content["trials"]}
+    return words if words[: len(start)] == start and seeds == {protocol.search_seeds} else None
