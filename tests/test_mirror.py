@@ -303,6 +303,13 @@ def test_another_machine_goes_on_with_a_run(url: str, tmp_path: Path) -> None:
     assert {training.state for training in RunFolder(again.folder).trainings()} == {"done"}
 
 
+@pytest.fixture
+def folder_url(tmp_path: Path) -> str:
+    """A storage beside the photographs of a run."""
+    write_table(tmp_path / "photos")
+    return f"file://{tmp_path}/storage"
+
+
 def breaking(patch: pytest.MonkeyPatch, pattern: str) -> None:
     """Let the link to the storage be dead for files of such a name."""
     put_file = LocalFileSystem.put_file
@@ -320,31 +327,27 @@ def baseline_of(folder: Path) -> str:
 
 
 def test_a_link_that_is_dead_after_an_epoch_stops_no_training(
-    finished_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished_run: Run, tmp_path: Path, folder_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_table(tmp_path / "photos")
-    url = f"file://{tmp_path}/storage"
     with monkeypatch.context() as patch:
         breaking(patch, STATES)
-        _, printed = start(tmp_path / "here", url, only=BASELINE)
+        _, printed = start(tmp_path / "here", folder_url, only=BASELINE)
     lines = [line for line in printed.splitlines() if "Network is unreachable" in line]
     assert [line.split(": ")[:2] for line in lines] == [
         ["baseline", f"epoch {epoch} is kept on its machine only"] for epoch in (1, 2)
     ]
     assert baseline_of(tmp_path / "here") == baseline_of(finished_run.folder)
-    _, printed = start(tmp_path / "there", url, only=BASELINE)
+    _, printed = start(tmp_path / "there", folder_url, only=BASELINE)
     assert "baseline: done before" in printed
 
 
 def test_a_link_that_is_dead_when_a_training_is_finished_is_one_message_and_nothing_is_lost(
-    finished_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished_run: Run, tmp_path: Path, folder_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_table(tmp_path / "photos")
-    url = f"file://{tmp_path}/storage"
     with monkeypatch.context() as patch:
         breaking(patch, WEIGHTS_FILE)
         with pytest.raises(RunError, match=r"Network is unreachable\. When that is put right, the same comm"):
-            start(tmp_path / "here", url, only=BASELINE)
+            start(tmp_path / "here", folder_url, only=BASELINE)
     steps: list[int] = []
     step = Trainer.step
 
@@ -353,40 +356,36 @@ def test_a_link_that_is_dead_when_a_training_is_finished_is_one_message_and_noth
         step(self, batch, number, *rest)
 
     monkeypatch.setattr(Trainer, "step", counted)
-    start(tmp_path / "here", url, only=BASELINE)
+    start(tmp_path / "here", folder_url, only=BASELINE)
     assert steps == []
     assert baseline_of(tmp_path / "here") == baseline_of(finished_run.folder)
-    start(tmp_path / "there", url, only=BASELINE)
+    start(tmp_path / "there", folder_url, only=BASELINE)
     assert baseline_of(tmp_path / "there") == baseline_of(finished_run.folder)
 
 
 def test_two_runs_on_one_storage_do_no_harm(
-    finished_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished_run: Run, tmp_path: Path, folder_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_table(tmp_path / "photos")
-    url = f"file://{tmp_path}/storage"
     getitems, others = Views.__getitems__, [tmp_path / "there"]
 
     def meanwhile(self: Views, keys: Any) -> Any:
         if keys[0][0] == 1 and others:  # the second epoch of the one, all of the other
-            start(others.pop(), url, only=BASELINE)
+            start(others.pop(), folder_url, only=BASELINE)
         return getitems(self, keys)
 
     monkeypatch.setattr(Views, "__getitems__", meanwhile)
-    start(tmp_path / "here", url, only=BASELINE)
-    start(tmp_path / "third", url, only=BASELINE)
+    start(tmp_path / "here", folder_url, only=BASELINE)
+    start(tmp_path / "third", folder_url, only=BASELINE)
     for name in ("here", "there", "third"):
         assert baseline_of(tmp_path / name) == baseline_of(finished_run.folder)
 
 
-def test_a_storage_of_another_run_is_refused(tmp_path: Path) -> None:
-    write_table(tmp_path / "photos")
-    url = f"file://{tmp_path}/storage"
-    start(tmp_path / "here", url, only=BASELINE)
+def test_a_storage_of_another_run_is_refused(tmp_path: Path, folder_url: str) -> None:
+    start(tmp_path / "here", folder_url, only=BASELINE)
     with pytest.raises(RunError, match="is a run of other settings"):
-        start(tmp_path / "there", url, "seed=1", only=BASELINE)
+        start(tmp_path / "there", folder_url, "seed=1", only=BASELINE)
     shutil.rmtree(tmp_path / "there")
     other = tmp_path / "elsewhere"
     start(other, f"file://{tmp_path}/other", "seed=1", only=BASELINE)
     with pytest.raises(RunError, match="holds a run of other settings or data; choose another"):
-        start(other, url, "seed=1", only=BASELINE)
+        start(other, folder_url, "seed=1", only=BASELINE)

@@ -299,8 +299,7 @@ def test_the_cache_changes_a_student_by_rounding_alone(run_copy: Run) -> None:
         return torch.cat([tensor.double().flatten() for tensor in model.state_dict().values()])
 
     live = weights("distill.cache=off")
-    # Adam's first steps are as long as the rate, whatever the gradient: near 0, rounding decides where to
-    assert relative_error(weights("distill.cache=on"), live) < 2e-3
+    torch.testing.assert_close(weights("distill.cache=on"), live, rtol=1e-3, atol=1e-4)
     in_float16 = weights("distill.cache_dtype=float16")
     assert 0 < relative_error(in_float16, live) < 1e-2
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 LONGEST_NAME = 300  # characters
 LONGEST_REASON = 2000  # of what a library says
@@ -61,6 +62,17 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, RuntimeError):
         return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
     return isinstance(error, MemoryError)
+
+
+@contextmanager
+def where_memory_may_run_out(message: str) -> Iterator[None]:
+    """RunError with the message where it does."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise RunError(message) from None
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 from lightning_fabric import Fabric
@@ -44,6 +44,13 @@ def describe_views(config: Config, views: Views, fabric: Fabric, fingerprint: st
         "device": fabric.device.type,
         "versions": {name: version(name) for name in VERSIONS},
     }
+
+
+class FrozenViews(NamedTuple):
+    """The features of views, of the frozen part with the hash `sha256`."""
+
+    features: ViewCache
+    sha256: str
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,7 @@ class Teachers(nn.Module):
         super().__init__()
         self.branches = nn.ModuleList(branches)
         self.lower = None if frozen_part is None else frozen_part.lower_part
-        self.frozen_part = None if frozen_part is None else frozen_part.sha256()
+        self.frozen_sha256 = None if frozen_part is None else frozen_part.sha256()
         self._autocast = autocast
         # the weights are constants: freezing lets the compiler lay them out for the operations that use them
         self._answer = (
@@ -122,7 +122,9 @@ class Teachers(nn.Module):
         return torch.stack([branch.owners for branch in self._branches()])
 
     def forward(self, images: Tensor, are_features: bool = False) -> Tensor:
-        """ValueError for features where the teachers share no frozen part."""
+        """Images, or the features [B, ...] of the frozen part -> logits [R, B, C]; ValueError for features
+        where the teachers share no frozen part.
+        """
         if are_features and self.lower is None:
             raise ValueError("the teachers share no frozen part whose features they could answer from")
         with torch.inference_mode():

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,8 @@ from coterie.data.loading import (
     Views,
     plain_batches,
 )
-from coterie.errors import ConfigError, RunError, is_out_of_memory
-from coterie.features import describe_views
+from coterie.errors import ConfigError, where_memory_may_run_out
+from coterie.features import FrozenViews, describe_views
 from coterie.losses import weigh_by_precision
 from coterie.metrics import average_precision
 from coterie.models.cut import Cut
@@ -51,8 +51,8 @@ REMEDY = "Choose another place with cache_dir=…, fewer student.views, or disti
 class Teaching:
     """The teachers of a run's student; `load` gives those of a branch as they were trained.
 
-    `known`: the features of the student's frozen part, whose hash is `known_of`, for its views. Teachers with
-    the same frozen part answer from them.
+    `known`: what the student's frozen part makes of its views, where that is kept. Teachers with the same
+    frozen part answer from it.
     """
 
     config: Config
@@ -60,8 +60,7 @@ class Teaching:
     fabric: Fabric
     load: Callable[[str], Branch]
     reporter: Reporter
-    known: ViewCache | None = None
-    known_of: str | None = None
+    known: FrozenViews | None = None
 
     @property
     def images(self) -> ResizedImages:
@@ -150,7 +149,7 @@ class Teaching:
             "architecture": dict(architecture),
             "class_names": dataset.class_names,
             "frozen": config.teacher.frozen,
-            "known": self.known_of,
+            "known": None if self.known is None else self.known.sha256,
             "tolerance": config.distill.tolerance,
             "compile": config.distill.compile,
         }
@@ -187,8 +186,8 @@ class Teaching:
         """A view of all training images on the device, in batches: what the teachers answer from, and whether
         that is features.
         """
-        if self.known is not None and self.known_of == teachers.frozen_part:
-            (features,) = self.known.view(view)
+        if self.known is not None and self.known.sha256 == teachers.frozen_sha256:
+            (features,) = self.known.features.view(view)
             for first in range(0, len(features), ANSWER_BATCH):
                 part = features[first : first + ANSWER_BATCH].astype(np.float32)  # also a copy that is ours
                 yield torch.from_numpy(part).to(self.fabric.device), True
@@ -226,13 +225,7 @@ def check_teaching(config: Config, run: Path, dataset: MultiLabelDataset) -> Non
             raise ConfigError(f"distill.compile=true, but torch cannot compile here: {reason}") from None
 
 
-@contextlib.contextmanager
-def _fitting(device: torch.device) -> Iterator[None]:
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise RunError(
-            f"the teachers do not fit into the memory of {device}; set a smaller model.image_size, or k"
-        ) from None
+def _fitting(device: torch.device) -> AbstractContextManager[None]:
+    return where_memory_may_run_out(
+        f"the teachers do not fit into the memory of {device}; set a smaller model.image_size, or k"
+    )

@@ -10,8 +10,8 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,7 +28,7 @@ from torch.optim.optimizer import Optimizer
 from coterie.config import Config, ResumeConfig, TrainConfig
 from coterie.data.loading import Batch, Batches
 from coterie.data.transforms import Preprocessing
-from coterie.errors import ConfigError, Diverged, RunError, is_out_of_memory, shortened
+from coterie.errors import ConfigError, Diverged, RunError, shortened, where_memory_may_run_out
 from coterie.files import atomic_write
 from coterie.metrics import average_precision
 from coterie.models.cut import Cut
@@ -416,17 +416,11 @@ class Trainer:
         map_ = mean_average_precision(logits, targets[:, self.task.columns])
         return {"epoch": self.state.epoch + 1, **self._epoch.means(), "val_mAP": map_}
 
-    @contextmanager
-    def _fitting(self) -> Iterator[None]:
-        try:
-            yield
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise RunError(
-                f"{self.folder.name} does not fit into the memory of {self.fabric.device}; set a smaller "
-                f"train.batch_size (now {self.settings.batch_size}), model.image_size or together"
-            ) from None
+    def _fitting(self) -> AbstractContextManager[None]:
+        return where_memory_may_run_out(
+            f"{self.folder.name} does not fit into the memory of {self.fabric.device}; set a smaller "
+            f"train.batch_size (now {self.settings.batch_size}), model.image_size or together"
+        )
 
     def _check(self) -> bool:
         """Read the losses since the last check; Diverged where one is not finite. Whether it has become time

@@ -18,7 +18,7 @@ from coterie.data.order import training_order
 from coterie.data.transforms import make_augmentation
 from coterie.errors import CheckpointError, ConfigError, RunError, counted
 from coterie.evaluation import EVALUATION_BATCH
-from coterie.features import Features
+from coterie.features import Features, FrozenViews
 from coterie.lockstep import Member, train_together
 from coterie.mirror import Keeping, Mirror
 from coterie.models.cut import Cut
@@ -302,7 +302,7 @@ class _Group:
                     f"a {what} of {counted(batches.sampler.batch_size, 'image')} cannot be shared by "
                     f"{self.ranks.size} processes; set fewer processes"
                 )
-        views_known = None
+        kept = None
         if frozen_part is not None:
             features = Features(
                 config, self.workshop.folder, images, self.fabric, self.workshop.fingerprint, frozen_part
@@ -311,12 +311,12 @@ class _Group:
             validation = FeatureBatches(self.dataset.targets, validation.sampler, known)
             # live teachers look at the images
             if settings.views_come_again and (config.caches_logits or not self.is_student):
-                views_known = self._filled(features.cache("train", views), settings.distinct_views)
-                training = FeatureBatches(self.dataset.targets, sampler, views_known)
+                known = self._filled(features.cache("train", views), settings.distinct_views)
+                training = FeatureBatches(self.dataset.targets, sampler, known)
+                kept = FrozenViews(known, frozen_part.sha256())
         taught = None
         if self.is_student:
-            known_of = None if views_known is None or frozen_part is None else frozen_part.sha256()
-            training, taught = self._taught(training, views, views_known, known_of)
+            training, taught = self._taught(training, views, kept)
         data = Data(training, validation, self.workshop.factory.preprocessing, self.dataset.image_ids)
         return data, taught
 
@@ -328,15 +328,11 @@ class _Group:
                 cache.fill(missing, watcher.advance)
         return cache
 
-    def _taught(
-        self, batches: Batches, views: Views, known: ViewCache | None, known_of: str | None
-    ) -> tuple[Batches, Taught]:
-        """The student's batches with its teachers' logits, or without them and the teachers. `known`: the
-        features of its views, of the frozen part with the hash `known_of`.
-        """
+    def _taught(self, batches: Batches, views: Views, known: FrozenViews | None) -> tuple[Batches, Taught]:
+        """The student's batches with its teachers' logits, or without them and the teachers."""
         kinds = teacher_weights(self.config)
         load = partial(self.workshop.branch, teachers=self.manifest)
-        teaching = Teaching(self.config, views, self.fabric, load, self.reporter, known, known_of)
+        teaching = Teaching(self.config, views, self.fabric, load, self.reporter, known)
         if not self.config.caches_logits:
             teachers = teaching.teachers(list(kinds))
             return batches, Taught(teachers, teaching.weights(teachers))
