@@ -16,7 +16,7 @@ demo: setup ## train on the built-in scenes and print the result
 	$(BIN)/coterie run recipe=demo --update
 
 test: lint docs browser ## run all checks: ruff, mypy, the site of the documents, pytest
-	OMP_NUM_THREADS=1 $(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 lint: setup ## run ruff and mypy
 	$(BIN)/ruff check

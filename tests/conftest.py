@@ -8,10 +8,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from coterie.config import load_config
 from coterie.pipeline import Run, run
 from tests.tiny import RUN_WORDS, write_table
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Random numbers of a test do not depend on the tests before it."""
+    torch.manual_seed(0)
 
 
 def shared_data() -> Path:
