@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 from benchmarks.gain import page
 from benchmarks.gain.ideas import IDEAS, Idea, try_ideas
-from benchmarks.gain.protocol import Protocol
+from benchmarks.gain.protocol import Protocol, split_to_search
 from benchmarks.gain.rows import kept, own_rows
 from benchmarks.gain.search import Search, Step, search_baseline, search_student, student_steps, value_of
 from benchmarks.gain.series import BACKBONES, HEADS, adapted_to
@@ -80,16 +81,16 @@ def test_a_search_goes_on_with_the_best_of_each_step(tmp_path: Path) -> None:
 
 
 def test_a_search_that_is_at_its_end_is_read_where_its_settings_are_the_same(tmp_path: Path) -> None:
-    best = {"train.loss=bce": 1.0, "train.lr=4e-3": 1.0}
+    best = {"train.loss=bce": 1.0, "train.lr=2e-3": 1.0}
     found = search_baseline(Fake(tmp_path, tmp_path, best=best))
-    assert [value_of(f"train.{key}", found) for key in ("epochs", "lr", "loss")] == ["8", "4e-3", "bce"]
+    assert [value_of(f"train.{key}", found) for key in ("epochs", "lr", "loss")] == ["32", "2e-3", "bce"]
     student = search_student(Fake(tmp_path, tmp_path, best=best | {"distill.w=0.9": 1.0}), found)
     assert student == (*found, "distill.w=0.9")
-    other = Fake(tmp_path, tmp_path, best={"train.lr=1e-3": 1.0, "distill.w=0.7": 1.0})
+    other = Fake(tmp_path, tmp_path, best={"train.lr=5e-4": 1.0, "distill.w=0.7": 1.0})
     assert search_baseline(other) == found
     assert search_student(other, found) == student
     elsewhere = replace(other, words=("k=4",))
-    assert value_of("train.lr", again := search_baseline(elsewhere)) == "1e-3"
+    assert value_of("train.lr", again := search_baseline(elsewhere)) == "5e-4"
     assert value_of("distill.w", search_student(elsewhere, again)) == "0.7"
 
 
@@ -101,11 +102,33 @@ def test_epochs_are_doubled_until_that_gains_too_little(
     tmp_path: Path, gains: dict[int, float], epochs: int, tried: int
 ) -> None:
     best = {f"train.epochs={number}": gain for number, gain in gains.items()}
-    search = Search(Fake(tmp_path, tmp_path, best=best), "baseline", ("train.epochs=8",))
+    search = Search(Fake(tmp_path, tmp_path, epochs=8, best=best), "baseline", ("train.epochs=8",))
     search.take(Step("rate", {"lr": ("train.lr=1e-3",)}))
     assert search.lengthen() == epochs
     assert len(search.trials) == 1 + tried
     assert value_of("train.epochs", search.words) == str(epochs)
+
+
+def test_a_baseline_that_is_better_with_fewer_epochs_has_fewer(tmp_path: Path) -> None:
+    found = search_baseline(Fake(tmp_path, tmp_path, best={"baseline.epochs=16": 0.1}))
+    assert value_of("baseline.epochs", found) == "16"
+    assert value_of("train.epochs", found) == "32"
+    longer = search_baseline(Fake(tmp_path / "other", tmp_path / "other", best={"baseline.epochs=16": -0.1}))
+    assert not [word for word in longer if word.startswith("baseline.")]
+
+
+def test_searches_have_the_same_classes_and_more_images_to_validate() -> None:
+    rows = [
+        {"image": f"{number}.jpg", "split": "train" if number % 10 else "val", "labels": labels}
+        for number in range(400)
+        for labels in ["sky;sun" if number % 4 == 0 else "sky;rare" if number % 40 == 1 else "sky"]
+    ]
+    searched = split_to_search(rows)
+    assert [row["image"] for row in searched] == [row["image"] for row in rows]
+    assert Counter(row["split"] for row in searched) == {"train": 300, "val": 100}
+    # 40 images with sun are of validation, so that 60 were to train; "rare" has 10 of them
+    assert {row["labels"] for row in searched} == {"sky;sun", "sky"}
+    assert searched == split_to_search(rows)
 
 
 def test_the_student_is_not_offered_the_loss_that_it_has() -> None:
@@ -136,7 +159,9 @@ def test_every_setting_of_the_protocol_is_one(tmp_path: Path) -> None:
 def test_a_rate_is_taken_to_another_baseline_by_its_ratio() -> None:
     found = ("train.epochs=32", "train.lr=1e-3")
     recommended = (*found, "student.lr=0.002", "distill.w=0.8")
-    assert [*adapted_to(recommended, found, ("train.epochs=8", "train.lr=3e-4"))] == [
+    assert [
+        *adapted_to((*recommended, "baseline.epochs=16"), found, ("train.epochs=8", "train.lr=3e-4"))
+    ] == [
         "student.lr=0.0006",
         "distill.w=0.8",
     ]

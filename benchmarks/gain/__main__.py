@@ -59,7 +59,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("runs/benchmark-gain"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--search-seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--epochs", type=int, default=8, help="that the search begins with")
+    parser.add_argument("--epochs", type=int, default=32, help="that the search begins with")
     parser.add_argument("--at-once", type=int, default=1, help="runs at the same time")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     ideas = [idea.name for idea in IDEAS]

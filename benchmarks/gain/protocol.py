@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 
 from coterie.ablation import Ablation, Row, ablate
@@ -19,7 +21,7 @@ from coterie.files import atomic_write
 # The lower layers of SqueezeNet stay as ImageNet left them, and what they make of seven views of each image
 # is kept: the same for every row. The views are those of every seed; the student has seven of its own.
 FROZEN = (
-    *("model.image_size=96", "train.frozen=backbone.features.11", "train.views=7", "augment.view_seed=0"),
+    *("model.image_size=64", "train.frozen=backbone.features.10", "train.views=7", "augment.view_seed=0"),
     *("augment.flip=0.5", "augment.shift=0.1", "augment.cutout=0", "augment.randaugment=false"),
 )
 # For a GPU: nothing frozen, always a new view.
@@ -29,10 +31,12 @@ WHOLE = (
 )
 K = 3
 COMMON = (
-    *("data.min_positives=50", "model=squeezenet", f"k={K}", "train.ema=0.998"),
-    "train.batch_size=16",
-    "train.patience=6",  # after its best epoch a training learns the images by heart
+    *("model=squeezenet", f"k={K}", "train.ema=0.998", "train.batch_size=32"),
+    # Some time after its best epoch a training by the labels alone only learns the images by heart.
+    *("train.patience=8", "student.patience=null"),
 )
+LEAST = 50  # training images of a class
+SEARCH_SHARE = 0.25  # of the images of training and validation, those that a search validates on
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ class Protocol:
     out: Path
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     search_seeds: tuple[int, ...] = (0, 1)
-    epochs: int = 8
+    epochs: int = 32
     at_once: int = 1
     whole: bool = False
     words: tuple[str, ...] = ()
@@ -64,11 +68,12 @@ class Protocol:
         """What is the same for every row, wherever the files are."""
         return (*COMMON, *(WHOLE if self.whole else FROZEN), *self.words)
 
-    def common(self, table: Path) -> list[str]:
-        """The settings of every row, on the images of `table`."""
+    def common(self, table: Path, least: int = LEAST) -> list[str]:
+        """The settings of every row, on the images of `table`; `least`: training images of a class."""
         return [
             f"data={table}",
             f"data.image_root={self.table.parent}",
+            f"data.min_positives={least}",
             f"model.weights={self.weights}",
             f"cache_dir={self.out / 'cache'}",
             *self.settings,
@@ -96,7 +101,7 @@ class Protocol:
         self, words: Iterable[str], rows: Sequence[Row], seeds: Sequence[int] | None = None
     ) -> Ablation:
         """`rows` compared on validation, on a table that has no test images."""
-        settings = [*self.common(self._table_without_test()), *words]
+        settings = [*self.common(self._table_to_search(), least=0), *words]
         return self._compared("search", settings, rows, seeds or self.search_seeds)
 
     def measured(
@@ -144,14 +149,35 @@ class Protocol:
         compared.raise_failures()
         return compared
 
-    def _table_without_test(self) -> Path:
-        """The table's rows of training and validation, in a table of their own."""
+    def _table_to_search(self) -> Path:
+        """A table of the same classes without test images: those of training and validation, split anew, so
+        that enough are validated on to tell one setting from another.
+        """
         with self.table.open(newline="") as file:
             rows = [row for row in csv.DictReader(file) if row["split"] != "test"]
         text = io.StringIO()
         writer = csv.DictWriter(text, rows[0], lineterminator="\n")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows(split_to_search(rows))
         path = self.out / "search.csv"
         atomic_write(path, text.getvalue())
         return path
+
+
+def split_to_search(rows: Sequence[Mapping[str, str]], least: int = LEAST) -> list[dict[str, str]]:
+    """The rows of a table with another split, a quarter of them for validation, and with the labels alone
+    that have `least` training images in the split that they came with.
+    """
+    counts = Counter(
+        label for row in rows if row["split"] == "train" for label in set(row["labels"].split(";"))
+    )
+    order = np.random.default_rng(0).permutation(len(rows))
+    to_validate = set(order[: round(SEARCH_SHARE * len(rows))].tolist())
+    return [
+        {
+            **row,
+            "split": "val" if number in to_validate else "train",
+            "labels": ";".join(label for label in row["labels"].split(";") if counts[label] >= least),
+        }
+        for number, row in enumerate(rows)
+    ]

@@ -27,10 +27,10 @@ LOSSES: dict[str, Words] = {
     "ASL, gamma- 2": ("train.loss=asl", "train.gamma_neg=2"),
     "ASL, gamma- 4": ("train.loss=asl", "train.gamma_neg=4"),
 }
-FIRST_RATE = "2e-3"
+FIRST_RATE = "1e-3"
 BASELINE = (
     Step("loss", LOSSES),
-    Step("rate", {f"lr = {lr}": (f"train.lr={lr}",) for lr in ("5e-4", "1e-3", FIRST_RATE, "4e-3")}),
+    Step("rate", {f"lr = {lr}": (f"train.lr={lr}",) for lr in ("2.5e-4", "5e-4", FIRST_RATE, "2e-3")}),
 )
 
 
@@ -104,9 +104,16 @@ def search_baseline(protocol: Protocol) -> Words:
     search = Search(protocol, "baseline", start)
     for step in BASELINE:
         search.take(step)
-    search.lengthen()
+    epochs = search.lengthen()
+    search.take(shorter_step(epochs))
     search.write()
     return search.words
+
+
+def shorter_step(epochs: int) -> Step:
+    """Fewer epochs for the baseline alone: it need not have as many as the student if fewer are better."""
+    fewer = (epochs // 2, epochs // 4)
+    return Step("fewer epochs", {f"{number} epochs": (f"baseline.epochs={number}",) for number in fewer})
 
 
 def search_student(protocol: Protocol, baseline: Words) -> Words:
