@@ -111,7 +111,7 @@ def test_epochs_are_doubled_until_that_gains_too_little(
 
 def test_a_baseline_that_is_better_with_fewer_epochs_has_fewer(tmp_path: Path) -> None:
     found = search_baseline(Fake(tmp_path, tmp_path, best={"baseline.epochs=16": 0.1}))
-    assert value_of("baseline.epochs", found) == "16"
+    assert value_of("baseline.epochs", found) == value_of("teacher.epochs", found) == "16"
     assert value_of("train.epochs", found) == "32"
     longer = search_baseline(Fake(tmp_path / "other", tmp_path / "other", best={"baseline.epochs=16": -0.1}))
     assert not [word for word in longer if word.startswith("baseline.")]
@@ -159,9 +159,7 @@ def test_every_setting_of_the_protocol_is_one(tmp_path: Path) -> None:
 def test_a_rate_is_taken_to_another_baseline_by_its_ratio() -> None:
     found = ("train.epochs=32", "train.lr=1e-3")
     recommended = (*found, "student.lr=0.002", "distill.w=0.8")
-    assert [
-        *adapted_to((*recommended, "baseline.epochs=16"), found, ("train.epochs=8", "train.lr=3e-4"))
-    ] == [
+    assert [*adapted_to((*recommended, "teacher.epochs=16"), found, ("train.epochs=8", "train.lr=3e-4"))] == [
         "student.lr=0.0006",
         "distill.w=0.8",
     ]

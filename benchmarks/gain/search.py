@@ -111,9 +111,15 @@ def search_baseline(protocol: Protocol) -> Words:
 
 
 def shorter_step(epochs: int) -> Step:
-    """Fewer epochs for the baseline alone: it need not have as many as the student if fewer are better."""
+    """Fewer epochs for what learns from the labels alone, baseline and teachers, if that is better for the
+    baseline.
+    """
     fewer = (epochs // 2, epochs // 4)
-    return Step("fewer epochs", {f"{number} epochs": (f"baseline.epochs={number}",) for number in fewer})
+    words = {
+        f"{number} epochs": tuple(f"{role}.epochs={number}" for role in ("baseline", "teacher"))
+        for number in fewer
+    }
+    return Step("fewer epochs, without a teacher", words)
 
 
 def search_student(protocol: Protocol, baseline: Words) -> Words:

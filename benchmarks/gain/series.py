@@ -59,7 +59,7 @@ def adapted_to(recommended: Words, searched: Words, baseline: Words) -> Iterator
         key, _, value = word.partition("=")
         if key == "student.lr":
             yield f"{key}={float(value) / before * now:.3g}"
-        elif not key.startswith(("train.", "baseline.")):
+        elif key not in ("baseline.epochs", "teacher.epochs") and not key.startswith("train."):
             yield word
 
 
