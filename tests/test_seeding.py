@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import random
+
+import numpy as np
 import pytest
 import torch
 
-from coterie.seeding import derive_seed, seeded
+from coterie.seeding import derive_seed, seed_everything, seeded
 
 
 def test_a_seed_depends_on_every_part_and_on_nothing_else() -> None:
@@ -17,6 +20,19 @@ def test_a_seed_depends_on_every_part_and_on_nothing_else() -> None:
 
 def test_a_seed_is_the_same_in_every_version() -> None:
     assert derive_seed(0, "weights") == 6475904748445805001
+
+
+def test_all_generators_are_seeded_and_that_of_torch_as_torch_does_it() -> None:
+    drawn = []
+    for before in (1, 2):
+        torch.manual_seed(before)
+        random.seed(before)
+        np.random.seed(before)  # noqa: NPY002
+        seed_everything(5, "x")
+        drawn.append((torch.rand(1).item(), random.random(), np.random.rand()))  # noqa: NPY002
+    assert drawn[0] == drawn[1]
+    torch.manual_seed(derive_seed(5, "x"))
+    assert torch.rand(1).item() == drawn[0][0]
 
 
 def test_a_seeded_block_draws_the_same_numbers_whatever_ran_before() -> None:
