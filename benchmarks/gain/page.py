@@ -119,7 +119,8 @@ def _other_split(content: Content) -> str:
 
 def gain_table(content: Content) -> str:
     """A few of the measured rows: test mAP, and how far it is ahead of the baseline's."""
-    lines = [line[:3] for line in _lines(content, SHOWN)]
+    measured = {record["row"] for record in content["rows"]}
+    lines = [line[:3] for line in _lines(content, [name for name in SHOWN if name in measured])]
     return table(["row", "test mAP", "- baseline"], lines)
 
 
@@ -227,6 +228,9 @@ BLOCKS: dict[str, tuple[Callable[[Any], str], str]] = {
     "search-baseline": (search_table, "search-baseline"),
     "search-student": (search_table, "search-student"),
     "ideas": (ideas_table, "ideas"),
+    # measured once, with other settings, by the command that the page names
+    "last-fire-rows": (rows_table, "last-fire-rows"),
+    "last-fire-ideas": (ideas_table, "last-fire-ideas"),
     **{name: (rows_table, name) for name in ("sweeps", *series.names())},
 }
 
