@@ -17,7 +17,7 @@ from tests.tiny import RUN_WORDS, write_table
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
-    """Random numbers of a test do not depend on the tests before it."""
+    """What a test draws from torch does not depend on the tests before it."""
     torch.manual_seed(0)
 
 

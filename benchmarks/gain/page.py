@@ -83,6 +83,11 @@ def ideas_table(content: Content) -> str:
     return table(["idea", "settings", "predicted", "val mAP", "by seed", "kept"], lines)
 
 
+def settings_of(content: Content) -> str:
+    """The settings of what was measured, those that hold for every row and those that were searched."""
+    return f"`{' '.join((*content['settings'], *content['words']))}`"
+
+
 def rows_table(content: Content) -> str:
     """The measured rows: mAP, how far it is ahead of the baseline's, and leaning on companions."""
     names = dict.fromkeys(record["row"] for record in content["rows"])
@@ -228,8 +233,9 @@ BLOCKS: dict[str, tuple[Callable[[Any], str], str]] = {
     "search-baseline": (search_table, "search-baseline"),
     "search-student": (search_table, "search-student"),
     "ideas": (ideas_table, "ideas"),
-    # measured once, with other settings, by the command that the page names
+    # of an earlier protocol, at the commit that the page names
     "last-fire-rows": (rows_table, "last-fire-rows"),
+    "last-fire-settings": (settings_of, "last-fire-ideas"),
     "last-fire-ideas": (ideas_table, "last-fire-ideas"),
     **{name: (rows_table, name) for name in ("sweeps", *series.names())},
 }

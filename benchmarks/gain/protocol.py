@@ -35,7 +35,7 @@ COMMON = (
     # Some time after its best epoch a training by the labels alone only learns the images by heart.
     *("train.patience=8", "student.patience=null"),
 )
-LEAST = 50  # training images of a class
+LEAST_IMAGES = 50  # training images of a class
 SEARCH_SHARE = 0.25  # of the images of training and validation, those that a search validates on
 
 
@@ -68,7 +68,7 @@ class Protocol:
         """What is the same for every row, wherever the files are."""
         return (*COMMON, *(WHOLE if self.whole else FROZEN), *self.words)
 
-    def common(self, table: Path, least: int = LEAST) -> list[str]:
+    def common(self, table: Path, least: int = LEAST_IMAGES) -> list[str]:
         """The settings of every row, on the images of `table`; `least`: training images of a class."""
         return [
             f"data={table}",
@@ -164,7 +164,7 @@ class Protocol:
         return path
 
 
-def split_to_search(rows: Sequence[Mapping[str, str]], least: int = LEAST) -> list[dict[str, str]]:
+def split_to_search(rows: Sequence[Mapping[str, str]], least: int = LEAST_IMAGES) -> list[dict[str, str]]:
     """The rows of a table with another split, a quarter of them for validation, and with the labels alone
     that have `least` training images in the split that they came with.
     """
