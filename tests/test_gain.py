@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from benchmarks.gain import page
-from benchmarks.gain.ideas import IDEAS, Idea, try_ideas
+from benchmarks.gain.ideas import IDEAS, Idea, Tried, kept_words, try_ideas
 from benchmarks.gain.protocol import Protocol, split_to_search
 from benchmarks.gain.rows import kept, own_rows
 from benchmarks.gain.search import Search, Step, search_baseline, search_student, student_steps, value_of
@@ -165,39 +165,54 @@ def test_a_rate_is_taken_to_another_baseline_by_its_ratio() -> None:
     ]
 
 
-def test_an_idea_helps_that_gains_enough_and_something_at_every_seed(tmp_path: Path) -> None:
-    differences = {"clear": (0.5, 0.4, 0.1), "small": (0.2, 0.2, 0.2), "lucky": (3.0, 0.1, -0.1)}
-    calls: list[list[str]] = []
+def test_an_idea_helps_that_promises_something_and_holds_it_at_all_seeds(tmp_path: Path) -> None:
+    differences = {
+        "clear": (0.5, 0.4, 0.1, 0.6, 0.4),
+        "small": (0.2, 0.2, 9.0, 9.0, 9.0),
+        "uneven": (3.0, -0.1, 9.0, 9.0, 9.0),
+        "lucky": (0.5, 0.5, 2.0, -0.9, 0.1),  # mean 0.44, standard error 0.46
+    }
+    calls: list[tuple[list[str], tuple[int, ...]]] = []
 
     class Measured(Protocol):
         def searched(
             self, words: Iterable[str], rows: Sequence[Row], seeds: Sequence[int] | None = None
         ) -> Ablation:
-            calls.append([row.name for row in rows if row.name != "as-set"])
-            assert (words, seeds) == ((), None)
-            plain = [50.0, 51.0, 52.0]
-            maps = {
-                row: {seed: plain[seed] + differences.get(row.name, (0.0,) * 3)[seed] for seed in range(3)}
-                for row in (BASELINE, *rows)
-            }
-            return found(maps)
+            assert words == ()
+            seeds = tuple(seeds or ())
+            calls.append(([row.name for row in rows if row.name != "as-set"], seeds))
+            return found(
+                {
+                    row: {seed: 50.0 + seed + differences.get(row.name, (0.0,) * 5)[seed] for seed in seeds}
+                    for row in (BASELINE, *rows)
+                }
+            )
 
     ideas = [Idea(name, name, (f"k={len(name)}",), 0.0, "no reason") for name in differences]
-    protocol = Measured(tmp_path, tmp_path, search_seeds=(0, 1, 2))
+    protocol = Measured(tmp_path, tmp_path)
     tried = try_ideas(protocol, (), ideas)
-    assert [each.helps for each in tried] == [True, False, False]
-    assert tried[0].gain == pytest.approx(1 / 3)
+    assert calls == [([*differences], (0, 1)), (["clear", "lucky"], (0, 1, 2, 3, 4))]
+    assert [each.helps for each in tried] == [True, False, False, False]
+    assert [each.gain for each in tried] == pytest.approx([0.4, 0.2, 1.45, 0.44])
+    assert kept_words(tried) == ("k=5",)
     written = json.loads((tmp_path / "ideas.json").read_text())
-    assert [idea["helps"] for idea in written["ideas"]] == [True, False, False]
+    assert [idea["helps"] for idea in written["ideas"]] == [True, False, False, False]
     assert written["ideas"][2]["differences"]["0"] == pytest.approx(3)
-    # what is written is not measured again, but a further idea is, and one that has changed
+    # what is written is not measured again, but an idea that has changed is
+    calls.clear()
     assert try_ideas(protocol, (), ideas[:2]) == tried[:2]
-    assert calls == [["clear", "small", "lucky"]]
+    assert calls == []
     changed = replace(ideas[0], words=("k=9",))
-    assert try_ideas(protocol, (), [*ideas[1:], changed])[:2] == tried[1:]
-    assert calls[1:] == [["clear"]]
+    assert try_ideas(protocol, (), [*ideas[1:], changed])[:3] == tried[1:]
+    assert calls == [(["clear"], (0, 1)), (["clear"], (0, 1, 2, 3, 4))]
     assert try_ideas(protocol, (), ideas[1:]) == tried[1:]  # nothing else that was measured is lost
     assert len(calls) == 2
+
+
+def test_two_seeds_are_too_few_to_keep_an_idea() -> None:
+    idea = Idea("clear", "clear", (), 0.0, "no reason")
+    assert not Tried(idea, {0: 5.0, 1: 5.1}).helps
+    assert Tried(idea, {0: 5.0, 1: 5.1, 2: 5.0}).helps
 
 
 def test_what_the_student_keeps_is_its_share_of_what_the_teachers_gain() -> None:

@@ -1,18 +1,20 @@
 """Improvements of the method, one at a time over the student's best settings, on validation.
 
-Each prediction was written before its idea was measured, and stays as it was.
+Each prediction was written before its idea was measured, and stays as it was. Two seeds tell which ideas are
+worth more; those are measured at all seeds, and kept where they help there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from statistics import mean
+from math import sqrt
+from statistics import mean, stdev
 
 from benchmarks.gain.protocol import Protocol
 from coterie.ablation import Ablation, Row
 
-LEAST = 0.3  # an idea helps that gains so much val mAP on average, and anything at every seed
+LEAST = 0.3  # val mAP that an idea must gain on average
 STUDENT = "student"
 
 
@@ -157,27 +159,51 @@ class Tried:
         return mean(self.differences.values())
 
     @property
-    def helps(self) -> bool:
+    def promises(self) -> bool:
+        """Whether it gains enough, and something at every seed: with two seeds, no more can be said."""
         return self.gain >= LEAST and min(self.differences.values()) > 0
+
+    @property
+    def helps(self) -> bool:
+        """Whether it gains enough, by more than two standard errors, at more seeds than those of a search."""
+        values = [*self.differences.values()]
+        return len(values) > 2 and self.gain >= LEAST and self.gain > 2 * stdev(values) / sqrt(len(values))
 
 
 def try_ideas(protocol: Protocol, words: Sequence[str], ideas: Sequence[Idea] = IDEAS) -> list[Tried]:
-    """Every idea over the settings `words`, on validation; those that OUT holds already are read there."""
+    """Every idea over the settings `words`, on validation, at the seeds of the searches; those that promise
+    something for the student at all seeds. What OUT holds already is read there.
+    """
     known = {tried.idea.name: tried for tried in _found_before(protocol, words)}
-    if missing := [idea for idea in ideas if idea.name not in known or known[idea.name].idea != idea]:
+
+    def measure(chosen: Sequence[Idea], seeds: tuple[int, ...]) -> None:
+        """Those that are not known for these seeds."""
+        missing = [
+            idea
+            for idea in chosen
+            if idea.name not in known
+            or known[idea.name].idea != idea
+            or not set(seeds) <= set(known[idea.name].differences)
+        ]
+        if not missing:
+            return
         rows = [Row("as-set", "as searched"), *(idea.row for idea in missing)]
-        found = protocol.searched(words, rows)
-        known |= {idea.name: Tried(idea, _differences(found, idea)) for idea in missing}
+        found = protocol.searched(words, rows, seeds)
+        known.update({idea.name: Tried(idea, _differences(found, idea)) for idea in missing})
         content = [
             asdict(each.idea) | {"differences": each.differences, "gain": each.gain, "helps": each.helps}
             for each in known.values()
         ]
         protocol.write("ideas", {"words": words, "ideas": content})
+
+    measure(ideas, protocol.search_seeds)
+    promising = [idea for idea in ideas if idea.model == STUDENT and known[idea.name].promises]
+    measure(promising, tuple(dict.fromkeys((*protocol.search_seeds, *protocol.seeds))))
     return [known[idea.name] for idea in ideas]
 
 
 def _found_before(protocol: Protocol, words: Sequence[str]) -> list[Tried]:
-    """The ideas that were measured over the same settings, at the same seeds."""
+    """The ideas that were measured over the same settings."""
     content = protocol.found_before("ideas")
     if content is None or content["words"] != list(words):
         return []
@@ -186,7 +212,7 @@ def _found_before(protocol: Protocol, words: Sequence[str]) -> list[Tried]:
         described = {field.name: values[field.name] for field in fields(Idea)}
         idea = Idea(**described | {"words": tuple(values["words"])})
         tried.append(Tried(idea, {int(seed): value for seed, value in values["differences"].items()}))
-    return [each for each in tried if tuple(each.differences) == protocol.search_seeds]
+    return tried
 
 
 def kept_words(tried: Sequence[Tried]) -> tuple[str, ...]:
