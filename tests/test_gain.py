@@ -169,7 +169,7 @@ def test_an_idea_helps_that_promises_something_and_holds_it_at_all_seeds(tmp_pat
     differences = {
         "clear": (0.5, 0.4, 0.1, 0.6, 0.4),
         "small": (0.2, 0.2, 9.0, 9.0, 9.0),
-        "uneven": (3.0, -0.1, 9.0, 9.0, 9.0),
+        "falling": (3.0, 3.0, -3.0, -3.0, -3.0),
         "lucky": (0.5, 0.5, 2.0, -0.9, 0.1),  # mean 0.44, standard error 0.46
     }
     calls: list[tuple[list[str], tuple[int, ...]]] = []
@@ -191,9 +191,9 @@ def test_an_idea_helps_that_promises_something_and_holds_it_at_all_seeds(tmp_pat
     ideas = [Idea(name, name, (f"k={len(name)}",), 0.0, "no reason") for name in differences]
     protocol = Measured(tmp_path, tmp_path)
     tried = try_ideas(protocol, (), ideas)
-    assert calls == [([*differences], (0, 1)), (["clear", "lucky"], (0, 1, 2, 3, 4))]
+    assert calls == [([*differences], (0, 1)), (["clear", "falling", "lucky"], (0, 1, 2, 3, 4))]
     assert [each.helps for each in tried] == [True, False, False, False]
-    assert [each.gain for each in tried] == pytest.approx([0.4, 0.2, 1.45, 0.44])
+    assert [each.gain for each in tried] == pytest.approx([0.4, 0.2, -0.6, 0.44])
     assert kept_words(tried) == ("k=5",)
     written = json.loads((tmp_path / "ideas.json").read_text())
     assert [idea["helps"] for idea in written["ideas"]] == [True, False, False, False]
