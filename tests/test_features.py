@@ -46,15 +46,15 @@ def features(*words: str, seed: int = 0, std: float = 0.25) -> tuple[Features, V
 
 def cache(folder: Path, *words: str, split: str = "train", seed: int = 0, std: float = 0.25) -> ViewCache:
     made, views = features(f"cache_dir={folder}", *words, seed=seed, std=std)
-    return made.cache(split, views)
+    return made.cache(split, made.images.dataset.indices(split), views)
 
 
 def test_features_from_the_disk_are_those_of_the_views(tmp_path: Path) -> None:
     made, views = features(f"cache_dir={tmp_path}")
-    (stored,) = made.cache("train", views).view(3)
+    indices = made.images.dataset.indices("train")
+    (stored,) = made.cache("train", indices, views).view(3)
     assert stored.dtype == np.float16
     assert len(list((tmp_path / FEATURES_FOLDER).rglob("*.bin"))) == 1
-    indices = made.images.dataset.indices("train")
     pixels = torch.stack([views[3, int(index)].pixels for index in indices])
     net = tiny_net().eval()
     with torch.no_grad():

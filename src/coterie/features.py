@@ -8,6 +8,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from lightning_fabric import Fabric
 from torch import nn
@@ -16,6 +18,7 @@ from coterie.array_store import Array, ArrayStore, check_room
 from coterie.config import ROLES, Config, TrainConfig
 from coterie.data.dataset import MultiLabelDataset
 from coterie.data.loading import EpochSampler, ImageBatches, ResizedImages, Views
+from coterie.data.splits import taught_images
 from coterie.models.cut import Cut
 from coterie.runfolder import Training
 from coterie.trainer import memory_layout, to_images
@@ -64,9 +67,10 @@ class Features:
     fingerprint: str
     cut: Cut
 
-    def cache(self, split: str, views: Views) -> ViewCache:
-        """The features [N, ...], float16, of the split's images in each of their `views`."""
-        indices = self.images.dataset.indices(split)
+    def cache(self, split: str, indices: npt.NDArray[np.int64], views: Views) -> ViewCache:
+        """The features [n, ...], float16, of the images at `indices`, those of a split, in each of their
+        `views`.
+        """
         inputs = describe_views(self.config, views, self.fabric, self.fingerprint)
         inputs |= {"split": split, "frozen": self.cut.sha256()}
         folder = self.config.cache_folder(self.run, FEATURES_FOLDER)
@@ -123,8 +127,13 @@ def check_features(
     image = torch.zeros(1, 3, side, side)
     shapes = {name: Cut(model, name).lower(image).shape[1:] for name in {view[0] for view in views}}
     needed = sum(
-        ArrayStore(folder, {}, (len(dataset.indices(split)), *shapes[name]), DTYPE).nbytes
-        for name, _, _, split, _ in views
+        ArrayStore(
+            folder,
+            {},
+            (len(taught_images(dataset) if role else dataset.indices(split)), *shapes[name]),
+            DTYPE,
+        ).nbytes
+        for name, _, role, split, _ in views
     )
     # which of those on the disk are of these parts, is known when the baseline is
     there = sum(path.stat().st_size for path in folder.glob("*/*.bin"))

@@ -19,7 +19,7 @@ from coterie.data.overlap import perhaps_same_bytes, same_bytes
 from coterie.data.presence import missing_images, places_of
 from coterie.data.reading import drops_unlabelled, format_of, read_dataset, read_split
 from coterie.data.sparse import are_labelled
-from coterie.data.splits import ensure_splits
+from coterie.data.splits import ensure_splits, taught_images
 from coterie.errors import CoterieError, DataError, counted, shortened, with_remedy
 from coterie.evaluation import Results, evaluation_config, left_out_notes, results_table
 from coterie.metrics import Definition
@@ -183,7 +183,7 @@ def _trained_on(checkpoint: Checkpoint, dataset: MultiLabelDataset) -> tuple[lis
         trained = read_dataset(settings.data, settings.seed)
         val_fraction, test_fraction = settings.data.val_fraction, settings.data.test_fraction
         trained = ensure_splits(trained, val_fraction, test_fraction, settings.seed)
-        trained = trained.subset(trained.indices("train"))
+        trained = trained.subset(taught_images(trained))
     except CoterieError as error:  # they are gone, or others by now
         return [], f"images of the training may be among the measured; its data cannot be read: {error}"
     shared = _same_files(dataset, trained) | _same_bytes(dataset, trained)

@@ -19,6 +19,7 @@ from coterie.config import BASELINE, STUDENT, Config, TrainConfig
 from coterie.data.dataset import MultiLabelDataset
 from coterie.data.loading import ResizedImages
 from coterie.data.pixels import PIXELS_FOLDER, PixelStore
+from coterie.data.splits import taught_images
 from coterie.diagnostics import (
     LEANING_FILE,
     Leaning,
@@ -201,7 +202,8 @@ class Stages:
     def _tell(self, done: Training) -> None:
         settings = training_settings(self.config, done)
         epochs = settings.epochs_done(done.best_epoch)
-        images = len(self.dataset.indices("train")) * epochs
+        trained = taught_images(self.dataset) if done.name == STUDENT else self.dataset.indices("train")
+        images = len(trained) * epochs
         say(
             self.console,
             f"{done.name}: val mAP {_percent(done.val_map)} at epoch {done.best_epoch} of {epochs}, "

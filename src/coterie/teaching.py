@@ -27,6 +27,7 @@ from coterie.data.loading import (
     Views,
     plain_batches,
 )
+from coterie.data.splits import taught_images
 from coterie.errors import ConfigError, where_memory_may_run_out
 from coterie.features import FrozenViews, describe_views
 from coterie.losses import weigh_by_precision
@@ -202,7 +203,7 @@ class Teaching:
 
     @property
     def _training(self) -> npt.NDArray[np.int64]:
-        return self.images.dataset.indices("train")
+        return taught_images(self.images.dataset)
 
 
 def check_teaching(config: Config, run: Path, dataset: MultiLabelDataset) -> None:
@@ -212,7 +213,7 @@ def check_teaching(config: Config, run: Path, dataset: MultiLabelDataset) -> Non
     """
     if config.caches_logits:
         folder = config.cache_folder(run, LOGITS_FOLDER)
-        shape = (len(dataset.indices("train")), dataset.num_classes)
+        shape = (len(taught_images(dataset)), dataset.num_classes)
         view = ArrayStore(folder, {}, shape, config.distill.cache_dtype).nbytes * len(teacher_weights(config))
         # which of those on the disk are the student's own, is known when its teachers are
         there = sum(path.stat().st_size for path in folder.glob("*/*.bin"))

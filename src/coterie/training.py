@@ -15,6 +15,7 @@ from coterie.config import BASELINE, STUDENT, Config, TrainConfig
 from coterie.data.dataset import MultiLabelDataset
 from coterie.data.loading import Batches, EpochSampler, ImageBatches, ResizedImages, Views, plain_batches
 from coterie.data.order import training_order
+from coterie.data.splits import taught_images
 from coterie.data.transforms import make_augmentation
 from coterie.errors import CheckpointError, ConfigError, RunError, counted
 from coterie.evaluation import EVALUATION_BATCH
@@ -283,8 +284,9 @@ class _Group:
         views = Views(images, make_augmentation(config.augment), derive_seed(config.view_seed, role))
         order = config.seed if config.distill.seed is None or not self.is_student else config.distill.seed
         shards = config.data.webdataset
+        train = taught_images(images.dataset) if self.is_student else indices("train")
         sampler = EpochSampler(
-            train := indices("train"),
+            train,
             settings.batch_size,
             shuffle=True,
             order=training_order(
@@ -307,11 +309,11 @@ class _Group:
             features = Features(
                 config, self.workshop.folder, images, self.fabric, self.workshop.fingerprint, frozen_part
             )
-            known = self._filled(features.cache("val", Views(images)), range(1))
+            known = self._filled(features.cache("val", indices("val"), Views(images)), range(1))
             validation = FeatureBatches(self.dataset.targets, validation.sampler, known)
             # live teachers look at the images
             if settings.views_come_again and (config.caches_logits or not self.is_student):
-                known = self._filled(features.cache("train", views), settings.distinct_views)
+                known = self._filled(features.cache("train", train, views), settings.distinct_views)
                 training = FeatureBatches(self.dataset.targets, sampler, known)
                 kept = FrozenViews(known, frozen_part.sha256())
         taught = None

@@ -107,6 +107,13 @@ def test_twins_are_refused_left_out_or_kept(tmp_path: Path) -> None:
     assert note.startswith("2 training images are measured too, byte by byte: '0', '1'")
 
 
+def test_an_unlabelled_image_that_is_measured_is_a_twin_too(tmp_path: Path) -> None:
+    toy = dataset(files(tmp_path, b"a", b"b", b"b"), "train unlabelled test")
+    assert find_twins(toy) == [Twin("1", "2", "test", "unlabelled")]
+    with pytest.raises(DataError, match=r"byte by byte: '2' \(test\) is '1' \(unlabelled\)"):
+        check_twins(toy, "error")
+
+
 def test_data_without_twins_pass_as_they_are(tmp_path: Path) -> None:
     toy = dataset(files(tmp_path, b"a", b"a", b"b", b"b"), "train train val test")
     assert check_twins(toy, "error") == ()

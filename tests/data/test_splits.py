@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
 import pytest
 
+from coterie.data.columns import LabelLists
 from coterie.data.dataset import MultiLabelDataset
-from coterie.data.splits import check_labels, ensure_splits, filter_classes, stratified_split
+from coterie.data.splits import check_labels, ensure_splits, filter_classes, stratified_split, taught_images
 from coterie.errors import ConfigError, DataError
 
 FRACTIONS = {"train": 0.8, "val": 0.1, "test": 0.1}
@@ -193,6 +196,49 @@ def test_a_split_of_another_name_is_noted_with_the_name_it_resembles() -> None:
     data = dataset(np.ones((4, 2)), ["train", "val", "test", "tset"])
     note = "split 'tset' is neither train, val nor a test split: not used; did you mean 'test'?"
     assert ensure_splits(data, 0.1, 0.1, seed=0).notes == (note,)
+
+
+def test_unlabelled_images_stay_and_splits_are_drawn_among_the_others() -> None:
+    targets = long_tail()
+    splits = np.where(np.arange(len(targets)) % 4 == 0, "unlabelled", "")
+    data = ensure_splits(dataset(targets, splits.tolist()), 0.1, 0.1, seed=0)
+    assert (data.splits == "unlabelled").tolist() == (splits == "unlabelled").tolist()
+    assert (data.targets[splits == "unlabelled"] == -1).all()
+    others = splits == ""
+    assert (data.targets[others] == targets[others]).all()
+    alone = ensure_splits(dataset(targets[others], ""), 0.1, 0.1, seed=0)
+    assert data.splits[others].tolist() == alone.splits.tolist()
+    assert data.notes == (
+        "250 unlabelled images: what the teachers say of them is for the student to learn",
+        *alone.notes,
+    )
+    assert taught_images(data).tolist() == [
+        index for index, split in enumerate(data.splits) if split in ("train", "unlabelled")
+    ]
+
+
+def test_val_is_drawn_from_train_beside_unlabelled_images() -> None:
+    data = ensure_splits(
+        dataset(long_tail(), ["train"] * 800 + ["unlabelled"] * 100 + ["test"] * 100), 0.1, 0.1, seed=0
+    )
+    assert sizes(data)["unlabelled"] == 100
+    assert sizes(data)["train"] + sizes(data)["val"] == 800
+    assert (data.targets[800:900] == -1).all()
+
+
+def test_unlabelled_images_alone_are_no_data_to_train_on() -> None:
+    with pytest.raises(DataError, match="toy has no train images; its splits are 'unlabelled'"):
+        ensure_splits(dataset(np.ones((4, 2)), "unlabelled"), 0.1, 0.1, seed=0)
+
+
+def test_unlabelled_images_of_shards_are_refused() -> None:
+    arrays: dict[str, npt.NDArray[np.integer]] = {
+        "label_edges": np.arange(5),
+        "labels": np.array([0, 1, 0, 1], np.int32),
+    }
+    data = dataset(np.ones((4, 2)), ["train", "val", "test", "unlabelled"])
+    with pytest.raises(DataError, match=r"1 image of toy in the split 'unlabelled', which shards cannot"):
+        ensure_splits(replace(data, targets=LabelLists(arrays, 2)), 0.1, 0.1, seed=0)
 
 
 def test_splits_for_some_images_only_are_an_error_that_names_the_others() -> None:

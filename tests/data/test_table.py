@@ -198,16 +198,18 @@ def test_splits_are_empty_without_a_column(tmp_path: Path) -> None:
 
 
 def test_usual_names_of_splits_are_understood_and_others_kept(tmp_path: Path) -> None:
-    names = ["Train", "training", "valid", "Validation", "dev", "TEST", "test_shifted", "Extra"]
+    names = ["Train", "training", "valid", "Validation", "dev", "TEST", "test_shifted", "Extra", "Unlabeled"]
     rows = "".join(f"{i}.jpg,cat,{name}\n" for i, name in enumerate(names))
     images = " ".join(f"{i}.jpg" for i in range(len(names)))
     data = read_table(write(tmp_path, "image,labels,split\n" + rows, images=images))
-    assert data.splits.tolist() == ["train", "train", "val", "val", "val", "test", "test_shifted", "Extra"]
+    read = ["train", "train", "val", "val", "val", "test", "test_shifted", "Extra", "unlabelled"]
+    assert data.splits.tolist() == read
     assert data.notes == (
         "split 'training' is read as 'train'",
         "split 'valid' is read as 'val'",
         "split 'Validation' is read as 'val'",
         "split 'dev' is read as 'val'",
+        "split 'Unlabeled' is read as 'unlabelled'",
     )
 
 

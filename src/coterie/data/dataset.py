@@ -30,6 +30,7 @@ from coterie.errors import (
 )
 
 PRESENT, ABSENT, UNKNOWN = 1, 0, -1
+UNLABELLED = "unlabelled"  # the split of images whose labels nobody knows
 
 # Formats that are read. The others of Pillow have decoders that hardly anybody looks at, or run programs.
 Image.init()
@@ -127,7 +128,8 @@ class MultiLabelDataset:
 
     `images`: N paths (as text too) or StoredImages, or one uint8 array [N, H, W, 3] (RGB).
     `targets`: int8 [N, C], 1 present, 0 absent, -1 unknown; or LabelLists, as large sets of shards have them.
-    `splits`: N names, such as "train", "val", "test"; a name that starts with "test" is a test split.
+    `splits`: N names, such as "train", "val", "test"; a name that starts with "test" is a test split. From
+    images of the split "unlabelled" a student learns what its teachers say of them.
     `image_ids`: N unique names that messages and predictions use. `notes`: what the reader had to say.
     Raises DataError where shapes, values, class names or splits do not fit.
     """

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from coterie.data.dataset import (
+    UNLABELLED,
     ImageSource,
     MultiLabelDataset,
     StoredImages,
@@ -29,17 +30,19 @@ Images = Sequence[ImageSource] | npt.NDArray[np.uint8]
 Source = ImageSource | npt.NDArray[np.uint8]
 
 IMAGES_A_TASK = 256
+TRAINED = ["train", UNLABELLED]
 MIXING = 0x9E3779B97F4A7C15  # odd: different sizes stay different
 END = 4096  # bytes at the end of a file: where pictures differ, as their beginnings do not
 
 
 @dataclass(frozen=True)
 class Twin:
-    """The ids of a training image and of a measured one with the same bytes, and the split of that."""
+    """The ids of a training image and of a measured one with the same bytes, and the splits of both."""
 
     trained: str
     measured: str
     split: str
+    trained_split: str = "train"
 
 
 def same_bytes(images: Images, side: npt.NDArray[np.bool_] | None = None) -> list[list[int]]:
@@ -74,16 +77,19 @@ def perhaps_same_bytes(images: StoredImages, others: Images) -> npt.NDArray[np.i
 
 
 def find_twins(dataset: MultiLabelDataset) -> list[Twin]:
-    """The measured images (val and test) that have the bytes of a training image."""
+    """The measured images (val and test) that have the bytes of a training image, labelled or not."""
     measured = [split for split in dataset.split_names if split == "val" or split.startswith("test")]
-    chosen = np.flatnonzero(np.isin(dataset.splits, ["train", *measured]))
+    chosen = np.flatnonzero(np.isin(dataset.splits, [*TRAINED, *measured]))
     part = dataset if len(chosen) == len(dataset) else dataset.subset(chosen)
-    trained = part.splits == "train"
+    trained = np.isin(part.splits, TRAINED)
     twins = []
     for group in same_bytes(part.images, trained):
         first = next(position for position in group if trained[position])
         twins += [
-            Twin(part.image_ids[first], part.image_ids[position], str(part.splits[position]))
+            Twin(
+                *(part.image_ids[first], part.image_ids[position]),
+                *(str(part.splits[position]), str(part.splits[first])),
+            )
             for position in group
             if not trained[position]
         ]
@@ -96,7 +102,13 @@ def check_twins(dataset: MultiLabelDataset, on_overlap: Literal["error", "skip",
     """
     twins = find_twins(dataset)
     if twins and on_overlap == "error":
-        shown = listed([f"'{twin.measured}' ({twin.split}) is '{twin.trained}' (train)" for twin in twins], 3)
+        shown = listed(
+            [
+                f"'{twin.measured}' ({twin.split}) is '{twin.trained}' ({twin.trained_split})"
+                for twin in twins
+            ],
+            3,
+        )
         raise DataError(
             f"{counted(len(twins), 'measured image')} of {dataset.name} "
             f"{'is a training image' if len(twins) == 1 else 'are training images'} byte by byte: {shown}; "

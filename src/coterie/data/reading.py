@@ -13,7 +13,7 @@ import pyarrow.parquet
 from coterie.config import Config, DataConfig
 from coterie.data.check import check_images
 from coterie.data.coco import read_coco
-from coterie.data.dataset import MultiLabelDataset
+from coterie.data.dataset import UNLABELLED, MultiLabelDataset
 from coterie.data.huggingface import is_saved, read_huggingface
 from coterie.data.nuswide import csv_in, has_official_lists, is_nuswide_csv, read_nuswide
 from coterie.data.presence import check_apart, check_presence, missing_images, without_missing
@@ -263,7 +263,7 @@ def drops_unlabelled(name: str, config: DataConfig) -> bool:
 def _without_unlabelled(dataset: MultiLabelDataset, name: str, config: DataConfig) -> MultiLabelDataset:
     if not drops_unlabelled(name, config):
         return dataset
-    labelled = are_labelled(dataset.targets)
+    labelled = are_labelled(dataset.targets) | (dataset.splits == UNLABELLED)
     if labelled.all():
         return dataset
     if not labelled.any():

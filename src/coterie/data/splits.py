@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from coterie.data.columns import LabelLists
-from coterie.data.dataset import PRESENT, MultiLabelDataset
+from coterie.data.dataset import PRESENT, UNKNOWN, UNLABELLED, MultiLabelDataset
 from coterie.data.sparse import count_value, present_rows
-from coterie.errors import ConfigError, DataError, did_you_mean, shortened
+from coterie.errors import ConfigError, DataError, counted, did_you_mean, shortened
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
@@ -97,25 +97,31 @@ def ensure_splits(
     """The dataset with splits train and val, and with notes about what was made.
 
     Without splits: train, val and test by fractions of all images (no test where `test_fraction` is 0). With
-    train but no val: val is `val_fraction` of the train images. A dataset without test stays without.
-    Raises ConfigError for fractions out of range, DataError where only some images have a split, or none is
-    in train.
+    train but no val: val is `val_fraction` of the train images. A dataset without test stays without. Images
+    of the split "unlabelled" stay there, and their labels are unknown, whatever the data say.
+    Raises ConfigError for fractions out of range, DataError where only some of the other images have a split,
+    or none is in train.
     """
     if not (val_fraction > 0 and test_fraction >= 0 and val_fraction + test_fraction < 1):
         raise ConfigError(
             f"data.val_fraction is {val_fraction:g} and data.test_fraction {test_fraction:g}; "
             "val must be above 0, test 0 or above, and their sum below 1"
         )
+    is_other = dataset.splits != UNLABELLED
+    if not is_other.all():
+        dataset = _without_labels(dataset, ~is_other)
     without = dataset.splits == ""
-    if without.all():
+    if without[is_other].all() and is_other.any():
         fractions = {
             "train": 1 - val_fraction - test_fraction,
             "val": val_fraction,
             **({"test": test_fraction} if test_fraction else {}),
         }
-        made = replace(dataset, splits=_drawn(dataset.targets, fractions, seed))
+        others = np.flatnonzero(is_other)
+        drawn = _drawn(dataset.targets if is_other.all() else dataset.targets_at(others), fractions, seed)
+        made = replace(dataset, splits=_put(dataset.splits, others, drawn))
         sizes = ", ".join(f"{(made.splits == name).sum():,} {name}" for name in fractions)
-        dataset = _noted(made, f"no splits given: {sizes}, drawn with seed {seed}, {_how(len(dataset))}")
+        dataset = _noted(made, f"no splits given: {sizes}, drawn with seed {seed}, {_how(len(others))}")
         return dataset if test_fraction else _noted(dataset, NO_TEST)
     if without.any():
         ids = [dataset.image_ids[index] for index in np.flatnonzero(without).tolist()]
@@ -124,8 +130,8 @@ def ensure_splits(
             "give every image a split, or none"
         )
     for name in dataset.split_names:
-        if name not in ("train", "val") and not name.startswith("test"):
-            hint = did_you_mean(name, ("train", "val", "test"))
+        if name not in ("train", "val", UNLABELLED) and not name.startswith("test"):
+            hint = did_you_mean(name, ("train", "val", "test", UNLABELLED))
             dataset = _noted(
                 dataset, f"split '{name}' is neither train, val nor a test split: not used{hint}"
             )
@@ -139,6 +145,38 @@ def ensure_splits(
     if not any(name.startswith("test") for name in dataset.split_names):
         dataset = _noted(dataset, NO_TEST)
     return dataset
+
+
+def taught_images(dataset: MultiLabelDataset) -> npt.NDArray[np.int64]:
+    """Positions [n], ascending, of the images that a student learns from: those of train, and unlabelled
+    ones, of which its teachers alone say something.
+    """
+    return np.flatnonzero(np.isin(dataset.splits, ["train", UNLABELLED]))
+
+
+def _without_labels(dataset: MultiLabelDataset, unlabelled: npt.NDArray[np.bool_]) -> MultiLabelDataset:
+    """The dataset with no label known of the images `unlabelled` [N]."""
+    number = int(unlabelled.sum())
+    if isinstance(dataset.targets, LabelLists):
+        raise DataError(
+            f"{counted(number, 'image')} of {dataset.name} in the split '{UNLABELLED}', which shards cannot "
+            "have; give these data as a table, or take the images out"
+        )
+    targets = dataset.targets.copy()
+    targets[unlabelled] = UNKNOWN
+    return _noted(
+        replace(dataset, targets=targets),
+        f"{counted(number, 'unlabelled image')}: what the teachers say of them is for the student to learn",
+    )
+
+
+def _put(
+    splits: npt.NDArray[np.str_], positions: npt.NDArray[np.int64], new: npt.NDArray[np.str_]
+) -> npt.NDArray[np.str_]:
+    """The splits with `new` ones at the positions; names of any length."""
+    made = splits.astype(np.promote_types(splits.dtype, new.dtype))
+    made[positions] = new
+    return made
 
 
 def _drawn(
@@ -164,8 +202,7 @@ def _how(images: int) -> str:
 def _with_val_from_train(dataset: MultiLabelDataset, val_fraction: float, seed: int) -> MultiLabelDataset:
     train = dataset.indices("train")
     parts = _drawn(dataset.targets_at(train), {"train": 1 - val_fraction, "val": val_fraction}, seed)
-    splits = dataset.splits.copy()
-    splits[train] = parts
+    splits = _put(dataset.splits, train, parts)
     taken = int((parts == "val").sum())
     return _noted(
         replace(dataset, splits=splits),

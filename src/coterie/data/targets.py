@@ -8,10 +8,13 @@ import numpy as np
 import numpy.typing as npt
 
 from coterie.config import Doubtful
-from coterie.data.dataset import ABSENT, PRESENT, UNKNOWN
+from coterie.data.dataset import ABSENT, PRESENT, UNKNOWN, UNLABELLED
 from coterie.errors import DataError, counted, did_you_mean
 
-SPLIT_ALIASES = {"training": "train", "valid": "val", "validation": "val", "dev": "val"}
+SPLIT_ALIASES = {
+    **{"training": "train", "valid": "val", "validation": "val", "dev": "val"},
+    "unlabeled": UNLABELLED,
+}
 SPLIT_NAMES = ("train", "val", "test")
 
 TARGET_OF_DOUBTFUL: dict[Doubtful, int] = {"positive": PRESENT, "ignore": UNKNOWN, "negative": ABSENT}
@@ -73,9 +76,9 @@ def outside_of_classes(
 
 
 def usual_split(written: str) -> str:
-    """train, val and test in any case, aliases of them, other names as they stand."""
+    """train, val, test and unlabelled in any case, aliases of them, other names as they stand."""
     name = written.lower()
-    return SPLIT_ALIASES.get(name, name if name in SPLIT_NAMES else written)
+    return SPLIT_ALIASES.get(name, name if name in (*SPLIT_NAMES, UNLABELLED) else written)
 
 
 def split_notes(written: Collection[str]) -> list[str]:
