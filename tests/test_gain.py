@@ -9,13 +9,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from benchmarks.gain import page
+from benchmarks.gain import page, unlabelled
 from benchmarks.gain.ideas import IDEAS, Idea, Tried, kept_words, try_ideas
 from benchmarks.gain.protocol import Protocol, split_to_search
 from benchmarks.gain.rows import kept, own_rows
 from benchmarks.gain.search import Search, Step, search_baseline, search_student, student_steps, value_of
 from benchmarks.gain.series import BACKBONES, HEADS, adapted_to
+from benchmarks.gain.unlabelled import LEFT_OUT, halved, steps_kept
 
 from coterie.ablation import Ablation, Row
 from coterie.ablation.report import Outcome
@@ -129,6 +131,48 @@ def test_searches_have_the_same_classes_and_more_images_to_validate() -> None:
     # 40 images with sun are of validation, so that 60 were to train; "rare" has 10 of them
     assert {row["labels"] for row in searched} == {"sky;sun", "sky"}
     assert searched == split_to_search(rows)
+
+
+def test_half_of_the_training_images_lose_their_labels() -> None:
+    labels = ["a;b" if number < 55 else "a" for number in range(120)]  # 55 of b, of which 49 are to train
+    rows = [
+        {"image": str(number), "split": "val" if number < 6 else "train", "labels": text}
+        for number, text in enumerate(labels)
+    ]
+    made = halved(rows, "unlabelled")
+    assert [row["image"] for row in made] == [row["image"] for row in rows]
+    assert [row["split"] for row in made[:10]] == ["val"] * 6 + ["train", "unlabelled"] * 2
+    assert Counter(row["split"] for row in made) == {"val": 6, "train": 57, "unlabelled": 57}
+    assert {row["labels"] for row in made} == {"a"}
+
+
+def test_on_half_of_the_images_every_training_has_its_steps() -> None:
+    words = ("train.epochs=32", "baseline.epochs=8", "baseline.epochs=16")
+    others = ("baseline.epochs=32", "baseline.patience=16", "teacher.epochs=64", "teacher.patience=16")
+    assert steps_kept(words, halves=2) == ("student.epochs=64", *others)
+    assert steps_kept(words, halves=1) == ("student.epochs=32", *others)
+
+
+def test_unlabelled_images_are_compared_with_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def ablation(psd: float) -> Ablation:
+        return found({BASELINE: {0: 40.0, 1: 42.0}, Row("psd", ""): {0: psd, 1: psd + 2}}, "test")
+
+    def resampled(each: Ablation, split: str) -> dict[tuple[str, int], Any]:
+        """The same on all resampled images."""
+        return {
+            (row.name, seed): np.full(9, value / 100)
+            for row in each.rows
+            for seed, value in each.values(row.name, split).items()
+        }
+
+    monkeypatch.setattr(unlabelled, "resampled_maps", resampled)
+    content: Any = unlabelled.compared({LEFT_OUT: ablation(42.0), "unlabelled": ablation(43.0)})
+    assert [(row["row"], row["mAP"], row["difference"]) for row in content["rows"]] == [
+        ("baseline", 41.0, -2.0), (LEFT_OUT, 43.0, 0.0), ("unlabelled", 44.0, 1.0),
+    ]  # fmt: skip
+    lines = page.unlabelled_table(json.loads(json.dumps(content))).splitlines()
+    assert lines[2].startswith("| baseline on half of the images | 41.00 ± 1.41 | -2.00 [")
+    assert lines[3].endswith("| PSD on half of the images | 43.00 ± 1.41 |  |")
 
 
 def test_the_student_is_not_offered_the_loss_that_it_has() -> None:

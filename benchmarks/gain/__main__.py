@@ -5,7 +5,8 @@
 FOLDER holds `corel5k/labels.csv` and `weights/squeezenet1_1_imagenet_features.safetensors`; by default what
 COTERIE_DATA names. First the rate, loss and length of the baseline, then as many settings of the student,
 then improvements one at a time: all on validation, by a table that has no test images. Then every row is
-trained at every seed, and measured on test; a few of them with other heads and backbones, and on the scenes.
+trained at every seed, and measured on test; a few of them with other heads and backbones, with half of the
+labels, and on the scenes.
 A stopped call goes on where it was. Each part leaves its numbers in OUT, and reads there what those before it
 have found: with the files of docs/results in OUT, later parts need not search again.
 
@@ -25,8 +26,9 @@ from benchmarks.gain.protocol import Protocol
 from benchmarks.gain.rows import ALWAYS, CONTROLS, SWEEPS, own_rows, write_rows
 from benchmarks.gain.search import FIRST_RATE, search_baseline, search_student
 from benchmarks.gain.series import measure_backbones, measure_heads, measure_scenes
+from benchmarks.gain.unlabelled import measure_unlabelled
 
-PARTS = ("baseline", "student", "ideas", "rows", "sweeps", "heads", "backbones", "scenes")
+PARTS = ("baseline", "student", "ideas", "rows", "sweeps", "heads", "backbones", "unlabelled", "scenes")
 
 
 def do(protocol: Protocol, parts: Sequence[str], ideas: Sequence[str], rows: Sequence[str] | None) -> None:
@@ -49,6 +51,8 @@ def do(protocol: Protocol, parts: Sequence[str], ideas: Sequence[str], rows: Seq
         measure_heads(protocol, recommended)
     if "backbones" in parts:
         measure_backbones(protocol, recommended, searched)
+    if "unlabelled" in parts:
+        measure_unlabelled(protocol, recommended)
     if "scenes" in parts:
         measure_scenes(protocol)
 

@@ -17,13 +17,13 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from benchmarks.gain import series
+from benchmarks.gain import series, unlabelled
 from coterie.files import atomic_write
 
 ROOT = Path(__file__).parents[2]
 PAGES = (ROOT / "docs" / "results.md", ROOT / "README.md")
 NUMBERS = ROOT / "docs" / "results"
-FILES = ("search-baseline", "search-student", "ideas", "rows", "sweeps", *series.names())
+FILES = ("search-baseline", "search-student", "ideas", "rows", "sweeps", unlabelled.NAME, *series.names())
 MARKED = re.compile(r"(<!-- (?P<name>[\w-]+): by benchmarks\.gain\.page -->\n).*?(<!-- end -->)", re.DOTALL)
 SHOWN = ("baseline", "psd", "k1", "random-equal", "squared-error")  # in the README
 GAIN, CERTAIN, KEPT = 2.0, 1.0, 60.0  # what is wanted: mAP, the interval's lower end, percent
@@ -120,6 +120,21 @@ def _lines(content: Content, names: Iterable[str]) -> list[list[str]]:
 def _other_split(content: Content) -> str:
     """The split beside test: the shifted one of the scenes, else validation."""
     return "test_shifted" if "test_shifted" in content["by_seed"] else "val"
+
+
+def unlabelled_table(content: Content) -> str:
+    """Half of the labels, with the other half of the images and without."""
+    lines = [
+        [
+            record["title"],
+            f"{record['mAP']:.2f} ± {record['mAP_sd']:.2f}",
+            ""
+            if record["row"] == unlabelled.LEFT_OUT
+            else _difference(record["difference"], *record["interval"]),
+        ]
+        for record in content["rows"]
+    ]
+    return table(["row", "test mAP", f"- {unlabelled.TITLES[unlabelled.LEFT_OUT]}"], lines)
 
 
 def gain_table(content: Content) -> str:
@@ -237,6 +252,7 @@ BLOCKS: dict[str, tuple[Callable[[Any], str], str]] = {
     "last-fire-rows": (rows_table, "last-fire-rows"),
     "last-fire-settings": (settings_of, "last-fire-ideas"),
     "last-fire-ideas": (ideas_table, "last-fire-ideas"),
+    unlabelled.NAME: (unlabelled_table, unlabelled.NAME),
     **{name: (rows_table, name) for name in ("sweeps", *series.names())},
 }
 

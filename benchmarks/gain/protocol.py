@@ -6,7 +6,7 @@ import csv
 import io
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -30,12 +30,14 @@ WHOLE = (
     *("augment.randaugment=false", "precision=bf16"),
 )
 K = 3
+PATIENCE = 8
 COMMON = (
     *("model=squeezenet", f"k={K}", "train.ema=0.998", "train.batch_size=32"),
     # Some time after its best epoch a training by the labels alone only learns the images by heart.
-    *("train.patience=8", "student.patience=null"),
+    *(f"train.patience={PATIENCE}", "student.patience=null"),
 )
 LEAST_IMAGES = 50  # training images of a class
+Rows = list[dict[str, str]]  # of a table
 SEARCH_SHARE = 0.25  # of the images of training and validation, those that a search validates on
 
 
@@ -101,7 +103,7 @@ class Protocol:
         self, words: Iterable[str], rows: Sequence[Row], seeds: Sequence[int] | None = None
     ) -> Ablation:
         """`rows` compared on validation, on a table that has no test images."""
-        settings = [*self.common(self._table_to_search(), least=0), *words]
+        settings = [*self.common(self.rewritten("search", split_to_search), least=0), *words]
         return self._compared("search", settings, rows, seeds or self.search_seeds)
 
     def measured(
@@ -111,12 +113,15 @@ class Protocol:
         rows: Sequence[Row],
         names: Sequence[str] = (),
         values: Mapping[str, Sequence[float]] | None = None,
+        table: Path | None = None,
     ) -> Ablation:
         """`rows`, and those with `names` or `values` of `coterie ablate`, compared on validation and test, at
-        all seeds; values of settings at those of the search, as they are many.
+        all seeds; values of settings at those of the search, as they are many. `table`: one that was
+        `rewritten`, with its own choice of classes.
         """
         seeds = self.search_seeds if values else self.seeds
-        return self._compared(name, [*self.common(self.table), *words], rows, seeds, names, values)
+        common = self.common(self.table) if table is None else self.common(table, least=0)
+        return self._compared(name, [*common, *words], rows, seeds, names, values)
 
     def of_scenes(self, names: Sequence[str]) -> Ablation:
         """The rows with `names` over the recipe of the built-in scenes, with their shifted test set."""
@@ -150,35 +155,35 @@ class Protocol:
         compared.raise_failures()
         return compared
 
-    def _table_to_search(self) -> Path:
-        """A table of the same classes without test images: those of training and validation, split anew, so
-        that enough are validated on to tell one setting from another.
-        """
+    def rewritten(self, name: str, change: Callable[[Rows], Rows]) -> Path:
+        """The table OUT/`name`.csv, of the rows that `change` makes of those of the data."""
         with self.table.open(newline="") as file:
-            rows = [row for row in csv.DictReader(file) if row["split"] != "test"]
+            rows = change([*csv.DictReader(file)])
         text = io.StringIO()
         writer = csv.DictWriter(text, rows[0], lineterminator="\n")
         writer.writeheader()
-        writer.writerows(split_to_search(rows))
-        path = self.out / "search.csv"
+        writer.writerows(rows)
+        path = self.out / f"{name}.csv"
         atomic_write(path, text.getvalue())
         return path
 
 
-def split_to_search(rows: Sequence[Mapping[str, str]], least: int = LEAST_IMAGES) -> list[dict[str, str]]:
-    """The rows of a table with another split, a quarter of them for validation, and with the labels alone
-    that have `least` training images in the split that they came with.
+def split_to_search(rows: Rows) -> Rows:
+    """The images of training and validation, split anew, so that enough are validated on to tell one setting
+    from another; the classes are those of the table.
     """
+    rows = [row for row in frequent(rows) if row["split"] != "test"]
+    order = np.random.default_rng(0).permutation(len(rows))
+    to_validate = set(order[: round(SEARCH_SHARE * len(rows))].tolist())
+    return [row | {"split": "val" if number in to_validate else "train"} for number, row in enumerate(rows)]
+
+
+def frequent(rows: Rows, least: int = LEAST_IMAGES) -> Rows:
+    """The rows of a table with the labels alone that have `least` training images."""
     counts = Counter(
         label for row in rows if row["split"] == "train" for label in set(row["labels"].split(";"))
     )
-    order = np.random.default_rng(0).permutation(len(rows))
-    to_validate = set(order[: round(SEARCH_SHARE * len(rows))].tolist())
     return [
-        {
-            **row,
-            "split": "val" if number in to_validate else "train",
-            "labels": ";".join(label for label in row["labels"].split(";") if counts[label] >= least),
-        }
-        for number, row in enumerate(rows)
+        row | {"labels": ";".join(label for label in row["labels"].split(";") if counts[label] >= least)}
+        for row in rows
     ]
