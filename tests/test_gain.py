@@ -185,7 +185,7 @@ def test_the_student_is_not_offered_the_loss_that_it_has() -> None:
 
 def test_every_setting_of_the_protocol_is_one(tmp_path: Path) -> None:
     protocol = Protocol(tmp_path, tmp_path)
-    words = ("train.lr=1e-3", "train.loss=bce", "distill.w=0.8")
+    words = ("train.epochs=32", "train.lr=1e-3", "train.loss=bce", "distill.w=0.8")
     for idea in IDEAS:
         load_config([*protocol.common(tmp_path / "labels.csv"), *words, *idea.words])
     for row in own_rows(words):
@@ -251,6 +251,23 @@ def test_an_idea_helps_that_promises_something_and_holds_it_at_all_seeds(tmp_pat
     assert calls == [(["clear"], (0, 1)), (["clear"], (0, 1, 2, 3, 4))]
     assert try_ideas(protocol, (), ideas[1:]) == tried[1:]  # nothing else that was measured is lost
     assert len(calls) == 2
+
+
+def test_of_ideas_that_change_the_same_setting_the_one_is_kept_that_gains_most() -> None:
+    def tried(name: str, gain: float, *words: str, model: str = "student") -> Tried:
+        return Tried(Idea(name, name, words, 0.0, "no reason", model), dict.fromkeys(range(3), gain))
+
+    ideas = [
+        tried("longer", 0.4, "student.epochs=64"),
+        tried("longer-views", 0.6, "student.epochs=64", "student.views=64"),
+        tried("weak", 0.2, "k=5"),
+        tried("other", 0.5, "distill.a=0.3"),
+        tried("baseline", 0.9, "baseline.epochs=64", model="baseline"),
+        tried("of all", 0.9, "augment.cutout=0.3", model="baseline"),
+    ]
+    assert kept_words(ideas) == (
+        *("baseline.epochs=64", "student.epochs=64", "student.views=64", "distill.a=0.3"),
+    )  # fmt: skip
 
 
 def test_two_seeds_are_too_few_to_keep_an_idea() -> None:

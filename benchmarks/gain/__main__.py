@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.gain.ideas import IDEAS, kept_words, try_ideas
-from benchmarks.gain.protocol import Protocol
+from benchmarks.gain.protocol import VIEWS, Protocol
 from benchmarks.gain.rows import ALWAYS, CONTROLS, SWEEPS, own_rows, write_rows
 from benchmarks.gain.search import FIRST_RATE, search_baseline, search_student
 from benchmarks.gain.series import measure_backbones, measure_heads, measure_scenes
@@ -41,7 +41,8 @@ def do(protocol: Protocol, parts: Sequence[str], ideas: Sequence[str], rows: Seq
         tried = try_ideas(protocol, student, [idea for idea in IDEAS if idea.name in ideas])
         recommended = (*student, *kept_words(tried))
     if "rows" in parts:
-        own = [row for row in own_rows(student) if rows is None or row.name in rows]
+        views = None if protocol.whole else VIEWS
+        own = [row for row in own_rows(student, views) if rows is None or row.name in rows]
         names = [name for name in CONTROLS if rows is None or name in {*rows, *ALWAYS}]
         write_rows(protocol.out, "rows", protocol.measured("rows", recommended, own, names))
     if "sweeps" in parts:
@@ -68,7 +69,7 @@ def main() -> int:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     ideas = [idea.name for idea in IDEAS]
     parser.add_argument("--ideas", nargs="*", choices=ideas, default=ideas, help="to try; by default all")
-    rows = [*CONTROLS, *(row.name for row in own_rows([f"train.lr={FIRST_RATE}"]))]
+    rows = [*CONTROLS, *(row.name for row in own_rows([f"train.lr={FIRST_RATE}", "train.epochs=32"]))]
     parser.add_argument("--rows", nargs="+", choices=rows, help="of the part `rows`; by default all")
     parser.add_argument("--whole", action="store_true", help="train all layers, at 224 pixels: for a GPU")
     arguments, words = parser.parse_known_args()

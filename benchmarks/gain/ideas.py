@@ -22,7 +22,7 @@ STUDENT = "student"
 class Idea:
     """One change: its settings, and what it was expected to gain on validation, in mAP, and why.
 
-    `model`: "baseline" for a change that the baseline gets just as well.
+    `model`: "baseline" for a change that the baseline gets just as well: to keep, where no other has it.
     """
 
     name: str
@@ -35,6 +35,10 @@ class Idea:
     @property
     def row(self) -> Row:
         return Row(self.name, self.title, self.words, model=self.model)
+
+    @property
+    def can_be_kept(self) -> bool:
+        return self.model == STUDENT or all(word.startswith("baseline.") for word in self.words)
 
 
 IDEAS = (
@@ -80,6 +84,21 @@ IDEAS = (
         ("student.epochs=64", "student.views=64"),
         0.6,
         "patient and consistent teaching needs both: time, and images that do not come again",
+    ),
+    Idea(
+        "longer-views-baseline",
+        "the baseline has as many epochs, and a new view in each",
+        ("baseline.epochs=64", "baseline.views=64"),
+        0.4,
+        "what helps the student must be offered to the baseline too",
+        model="baseline",
+    ),
+    Idea(
+        "longer-16-views",
+        "twice the epochs for the student, and 16 views of each image",
+        ("student.epochs=64", "student.views=16"),
+        0.5,
+        "most of what new views give, at a quarter of the cost of asking the teachers",
     ),
     Idea(
         "student-start",
@@ -201,7 +220,7 @@ class Tried:
 
 def try_ideas(protocol: Protocol, words: Sequence[str], ideas: Sequence[Idea] = IDEAS) -> list[Tried]:
     """Every idea over the settings `words`, on validation, at the seeds of the searches; those that promise
-    something for the student at all seeds. What OUT holds already is read there.
+    something at all seeds. What OUT holds already is read there.
     """
     known = {tried.idea.name: tried for tried in _found_before(protocol, words)}
 
@@ -226,7 +245,7 @@ def try_ideas(protocol: Protocol, words: Sequence[str], ideas: Sequence[Idea] = 
         protocol.write("ideas", {"words": words, "ideas": content})
 
     measure(ideas, protocol.search_seeds)
-    promising = [idea for idea in ideas if idea.model == STUDENT and known[idea.name].promises]
+    promising = [idea for idea in ideas if idea.can_be_kept and known[idea.name].promises]
     measure(promising, tuple(dict.fromkeys((*protocol.search_seeds, *protocol.seeds))))
     return [known[idea.name] for idea in ideas]
 
@@ -245,9 +264,15 @@ def _found_before(protocol: Protocol, words: Sequence[str]) -> list[Tried]:
 
 
 def kept_words(tried: Sequence[Tried]) -> tuple[str, ...]:
-    """The settings of all ideas for the student that help."""
-    kept = [each.idea for each in tried if each.helps and each.idea.model == STUDENT]
-    return tuple(word for idea in kept for word in idea.words)
+    """The settings of all ideas that help, for the student or for the baseline alone; of those that change
+    the same setting, of the one that gains most.
+    """
+    kept: dict[str, str] = {}
+    for each in sorted(tried, key=lambda each: each.gain, reverse=True):
+        words = dict(word.split("=", 1) for word in each.idea.words)
+        if each.helps and each.idea.can_be_kept and not words.keys() & kept.keys():
+            kept |= words
+    return tuple(f"{key}={value}" for key, value in kept.items())
 
 
 def _differences(found: Ablation, idea: Idea) -> dict[int, float]:

@@ -20,8 +20,10 @@ from coterie.files import atomic_write
 
 # The lower layers of SqueezeNet stay as ImageNet left them, and what they make of seven views of each image
 # is kept: the same for every row. The views are those of every seed; the student has seven of its own.
+VIEWS = 7
 FROZEN = (
-    *("model.image_size=64", "train.frozen=backbone.features.10", "train.views=7", "augment.view_seed=0"),
+    *("model.image_size=64", "train.frozen=backbone.features.10", f"train.views={VIEWS}"),
+    "augment.view_seed=0",
     *("augment.flip=0.5", "augment.shift=0.1", "augment.cutout=0", "augment.randaugment=false"),
 )
 # For a GPU: nothing frozen, always a new view.

@@ -11,7 +11,7 @@ from statistics import mean
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.gain.protocol import K
+from benchmarks.gain.protocol import VIEWS, K
 from benchmarks.gain.search import value_of
 from coterie.ablation import Ablation, Row
 from coterie.ablation.intervals import interval_between, resampled_maps
@@ -39,9 +39,9 @@ RESAMPLES = 1000
 ENSEMBLE = "ensemble"
 
 
-def own_rows(searched: Sequence[str]) -> tuple[Row, ...]:
+def own_rows(searched: Sequence[str], views: int | None = VIEWS) -> tuple[Row, ...]:
     """Several teachers of all labels, PSD without what was added to it, and the paper's recipe: as printed,
-    and at our rate.
+    and at our rate. `views`: how many of an image the protocol has, None where each is new.
     """
     rate = float(value_of("train.lr", searched))
     paper = (
@@ -49,9 +49,13 @@ def own_rows(searched: Sequence[str]) -> tuple[Row, ...]:
         *("distill.w=0.5", "distill.a=0.5", "distill.baseline=0", "distill.ap_power=0"),
         *(f"{role}.{word}" for role in ("teacher", "student") for word in ("loss=asl", "gamma_neg=4")),
     )
+    as_searched = (
+        *("distill.baseline=0", f"student.epochs={value_of('train.epochs', searched)}"),
+        f"student.views={json.dumps(views)}",
+    )
     return (
         Row("k1-repeated", "three teachers of all labels (K = 1)", ("k=1", "partition.repeats=3")),
-        Row("two-branches", "both branches, as searched", (*without_train(searched), "distill.baseline=0")),
+        Row("two-branches", "both branches, as searched", (*without_train(searched), *as_searched)),
         Row("paper", "the paper's recipe, its student at our rate", (*paper, f"student.lr={rate:.3g}")),
         Row(
             "paper-rate",
