@@ -262,12 +262,61 @@ def test_of_ideas_that_change_the_same_setting_the_one_is_kept_that_gains_most()
         tried("longer-views", 0.6, "student.epochs=64", "student.views=64"),
         tried("weak", 0.2, "k=5"),
         tried("other", 0.5, "distill.a=0.3"),
-        tried("baseline", 0.9, "baseline.epochs=64", model="baseline"),
-        tried("of all", 0.9, "augment.cutout=0.3", model="baseline"),
+        tried("of baseline", 0.9, "augment.cutout=0.3", model="baseline"),
     ]
-    assert kept_words(ideas) == (
-        *("baseline.epochs=64", "student.epochs=64", "student.views=64", "distill.a=0.3"),
-    )  # fmt: skip
+    assert kept_words(ideas) == ("student.epochs=64", "student.views=64", "distill.a=0.3")
+
+
+def test_what_helps_the_baseline_as_much_is_no_better_method(tmp_path: Path) -> None:
+    gains = {
+        "both": (0.8, 0.8, 0.8, 0.8, 0.8),
+        "both-baseline": (0.6, 0.6, 0.7, 0.7, 0.7),
+        "more": (0.8, 0.8, 0.8, 0.8, 0.9),
+        "more-baseline": (0.3, 0.3, 0.3, 0.3, 0.3),
+        "small": (0.1, 0.1, 9.0, 9.0, 9.0),
+        "small-baseline": (0.9, 0.9, 9.0, 9.0, 9.0),
+    }
+    calls: list[tuple[list[str], tuple[int, ...]]] = []
+
+    class Measured(Protocol):
+        def searched(
+            self, words: Iterable[str], rows: Sequence[Row], seeds: Sequence[int] | None = None
+        ) -> Ablation:
+            assert words == ()
+            seeds = tuple(seeds or ())
+            calls.append(([row.name for row in rows[1:]], seeds))
+            return found(
+                {row: {seed: 50.0 + gains.get(row.name, (0.0,) * 5)[seed] for seed in seeds} for row in rows}
+                | {BASELINE: dict.fromkeys(seeds, 50.0)}
+            )
+
+    ideas = [
+        Idea(
+            name,
+            name,
+            ("k=5",),
+            0.0,
+            "no reason",
+            "baseline" if "-" in name else "student",
+            f"{name}-baseline",
+        )
+        for name in gains
+    ]
+    tried = try_ideas(Measured(tmp_path, tmp_path), (), ideas)
+    assert calls == [
+        ([*gains], (0, 1)),
+        (["both", "more", "both-baseline", "more-baseline"], (0, 1, 2, 3, 4)),
+    ]
+    assert [each.idea.name for each in tried if each.helps] == ["more"]
+    written = json.loads((tmp_path / "ideas.json").read_text())["ideas"]
+    assert [idea["helps"] for idea in written] == [False, False, True, False, False, False]
+    assert [idea["beyond"] for idea in written] == [
+        pytest.approx(0.14), None, pytest.approx(0.52), None, pytest.approx(-0.8), None,
+    ]  # fmt: skip
+    lines = page.ideas_table({"ideas": written}).splitlines()
+    assert lines[2].endswith("| +0.14 | no |")
+    assert lines[3].endswith("|  | no |")
+    assert lines[4].endswith("| +0.52 | yes |")
 
 
 def test_two_seeds_are_too_few_to_keep_an_idea() -> None:

@@ -6,8 +6,8 @@ worth more; those are measured at all seeds, and kept where they help there.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from math import sqrt
 from statistics import mean, stdev
 
@@ -22,7 +22,8 @@ STUDENT = "student"
 class Idea:
     """One change: its settings, and what it was expected to gain on validation, in mAP, and why.
 
-    `model`: "baseline" for a change that the baseline gets just as well: to keep, where no other has it.
+    `model`: "baseline" for a change of the baseline alone; `alike`: the name of that one which does to the
+    baseline what this does to the student.
     """
 
     name: str
@@ -31,14 +32,11 @@ class Idea:
     predicted: float
     because: str
     model: str = STUDENT
+    alike: str = ""
 
     @property
     def row(self) -> Row:
         return Row(self.name, self.title, self.words, model=self.model)
-
-    @property
-    def can_be_kept(self) -> bool:
-        return self.model == STUDENT or all(word.startswith("baseline.") for word in self.words)
 
 
 IDEAS = (
@@ -62,6 +60,7 @@ IDEAS = (
         ("student.views=32",),
         0.3,
         "teachers have something to say of every view, while labels of the same image say nothing new",
+        alike="more-views-baseline",
     ),
     Idea(
         "more-views-baseline",
@@ -84,6 +83,7 @@ IDEAS = (
         ("student.epochs=64", "student.views=64"),
         0.6,
         "patient and consistent teaching needs both: time, and images that do not come again",
+        alike="longer-views-baseline",
     ),
     Idea(
         "longer-views-baseline",
@@ -99,6 +99,7 @@ IDEAS = (
         ("student.epochs=64", "student.views=16"),
         0.5,
         "most of what new views give, at a quarter of the cost of asking the teachers",
+        alike="longer-views-baseline",
     ),
     Idea(
         "student-start",
@@ -183,6 +184,7 @@ IDEAS = (
         ("augment.randaugment=true", "augment.cutout=0.3"),
         0.5,
         "teachers say what is left of a label on a distorted picture, where the label itself lies",
+        alike="augmented-baseline",
     ),
     Idea(
         "augmented-baseline",
@@ -197,10 +199,13 @@ IDEAS = (
 
 @dataclass(frozen=True)
 class Tried:
-    """What came of an idea on validation, by seed, less the same model without it."""
+    """What came of an idea on validation, by seed, less the same model without it; `of_baseline`: what the
+    same change did to the baseline, where it was tried.
+    """
 
     idea: Idea
     differences: dict[int, float]
+    of_baseline: dict[int, float] = field(default_factory=dict)
 
     @property
     def gain(self) -> float:
@@ -209,20 +214,32 @@ class Tried:
     @property
     def promises(self) -> bool:
         """Whether it gains enough on average: with two seeds, no more can be said."""
-        return self.gain >= LEAST
+        return self.idea.model == STUDENT and self.gain >= LEAST
+
+    @property
+    def beyond(self) -> list[float]:
+        """By how much more it helps than it helps the baseline, at each seed: what helps both is no better
+        method.
+        """
+        return [value - self.of_baseline.get(seed, 0.0) for seed, value in self.differences.items()]
 
     @property
     def helps(self) -> bool:
-        """Whether it gains enough, by more than two standard errors, at more seeds than those of a search."""
-        values = [*self.differences.values()]
-        return len(values) > 2 and self.gain >= LEAST and self.gain > 2 * stdev(values) / sqrt(len(values))
+        """Whether it gains enough beyond the baseline, by more than two standard errors, at more seeds than
+        those of a search.
+        """
+        if not self.promises or len(self.beyond) < 3:
+            return False
+        gain = mean(self.beyond)
+        return gain >= LEAST and gain > 2 * stdev(self.beyond) / sqrt(len(self.beyond))
 
 
 def try_ideas(protocol: Protocol, words: Sequence[str], ideas: Sequence[Idea] = IDEAS) -> list[Tried]:
     """Every idea over the settings `words`, on validation, at the seeds of the searches; those that promise
-    something at all seeds. What OUT holds already is read there.
+    something at all seeds, and what they do to the baseline. What OUT holds already is read there.
     """
-    known = {tried.idea.name: tried for tried in _found_before(protocol, words)}
+    known = _found_before(protocol, words)
+    by_name = {idea.name: idea for idea in ideas}
 
     def measure(chosen: Sequence[Idea], seeds: tuple[int, ...]) -> None:
         """Those that are not known for these seeds."""
@@ -233,44 +250,56 @@ def try_ideas(protocol: Protocol, words: Sequence[str], ideas: Sequence[Idea] = 
             or known[idea.name].idea != idea
             or not set(seeds) <= set(known[idea.name].differences)
         ]
-        if not missing:
-            return
-        rows = [Row("as-set", "as searched"), *(idea.row for idea in missing)]
-        found = protocol.searched(words, rows, seeds)
-        known.update({idea.name: Tried(idea, _differences(found, idea)) for idea in missing})
-        content = [
-            asdict(each.idea) | {"differences": each.differences, "gain": each.gain, "helps": each.helps}
-            for each in known.values()
-        ]
-        protocol.write("ideas", {"words": words, "ideas": content})
+        if missing:
+            rows = [Row("as-set", "as searched"), *(idea.row for idea in missing)]
+            found = protocol.searched(words, rows, seeds)
+            known.update({idea.name: Tried(idea, _differences(found, idea)) for idea in missing})
+            _write(protocol, words, [_beside_baseline(each, known) for each in known.values()])
 
     measure(ideas, protocol.search_seeds)
-    promising = [idea for idea in ideas if idea.can_be_kept and known[idea.name].promises]
-    measure(promising, tuple(dict.fromkeys((*protocol.search_seeds, *protocol.seeds))))
-    return [known[idea.name] for idea in ideas]
+    promising = [idea for idea in ideas if known[idea.name].promises]
+    alike = [by_name[idea.alike] for idea in promising if idea.alike in by_name]
+    measure(
+        [*dict.fromkeys((*promising, *alike))],
+        tuple(dict.fromkeys((*protocol.search_seeds, *protocol.seeds))),
+    )
+    return [_beside_baseline(known[idea.name], known) for idea in ideas]
 
 
-def _found_before(protocol: Protocol, words: Sequence[str]) -> list[Tried]:
-    """The ideas that were measured over the same settings."""
+def _beside_baseline(tried: Tried, known: Mapping[str, Tried]) -> Tried:
+    alike = known.get(tried.idea.alike)
+    return tried if alike is None else replace(tried, of_baseline=alike.differences)
+
+
+def _write(protocol: Protocol, words: Sequence[str], tried: Sequence[Tried]) -> None:
+    content = [
+        asdict(each.idea)
+        | {"differences": each.differences, "gain": each.gain}
+        | {"beyond": mean(each.beyond) if each.of_baseline else None, "helps": each.helps}
+        for each in tried
+    ]
+    protocol.write("ideas", {"words": words, "ideas": content})
+
+
+def _found_before(protocol: Protocol, words: Sequence[str]) -> dict[str, Tried]:
+    """The ideas that were measured over the same settings, by name."""
     content = protocol.found_before("ideas")
     if content is None or content["words"] != list(words):
-        return []
-    tried = []
+        return {}
+    tried = {}
     for values in content["ideas"]:
-        described = {field.name: values[field.name] for field in fields(Idea)}
+        described = {each.name: values[each.name] for each in fields(Idea) if each.name in values}
         idea = Idea(**described | {"words": tuple(values["words"])})
-        tried.append(Tried(idea, {int(seed): value for seed, value in values["differences"].items()}))
+        tried[idea.name] = Tried(idea, {int(seed): value for seed, value in values["differences"].items()})
     return tried
 
 
 def kept_words(tried: Sequence[Tried]) -> tuple[str, ...]:
-    """The settings of all ideas that help, for the student or for the baseline alone; of those that change
-    the same setting, of the one that gains most.
-    """
+    """The settings of the ideas that help; of those that change the same setting, the one that gains most."""
     kept: dict[str, str] = {}
     for each in sorted(tried, key=lambda each: each.gain, reverse=True):
         words = dict(word.split("=", 1) for word in each.idea.words)
-        if each.helps and each.idea.can_be_kept and not words.keys() & kept.keys():
+        if each.helps and not words.keys() & kept.keys():
             kept |= words
     return tuple(f"{key}={value}" for key, value in kept.items())
 

@@ -76,11 +76,13 @@ def ideas_table(content: Content) -> str:
             f"{idea['predicted']:+.1f}: {idea['because']}",
             f"{idea['gain']:+.2f}",
             ", ".join(f"{value:+.2f}" for value in idea["differences"].values()),
+            "" if idea.get("beyond") is None else f"{idea['beyond']:+.2f}",
             "yes" if idea["helps"] else "no",
         ]
         for idea in content["ideas"]
     ]
-    return table(["idea", "settings", "predicted", "val mAP", "by seed", "kept"], lines)
+    headings = ["idea", "settings", "predicted", "val mAP", "by seed", "beyond the baseline's"]
+    return table([*headings, "kept"], lines)
 
 
 def settings_of(content: Content) -> str:
