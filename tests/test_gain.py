@@ -148,9 +148,10 @@ def test_half_of_the_training_images_lose_their_labels() -> None:
 
 def test_on_half_of_the_images_every_training_has_its_steps() -> None:
     words = ("train.epochs=32", "baseline.epochs=8", "baseline.epochs=16")
-    others = ("baseline.epochs=32", "baseline.patience=16", "teacher.epochs=64", "teacher.patience=16")
+    others = ("baseline.epochs=32", "teacher.epochs=64", "baseline.patience=16", "teacher.patience=16")
     assert steps_kept(words, halves=2) == ("student.epochs=64", *others)
     assert steps_kept(words, halves=1) == ("student.epochs=32", *others)
+    assert steps_kept((*words, "student.epochs=64"), halves=2) == ("student.epochs=128", *others)
 
 
 def test_unlabelled_images_are_compared_with_none(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,10 +11,12 @@ import pytest
 
 from coterie.config import load_config
 from coterie.data.dataset import MultiLabelDataset
+from coterie.data.table import read_table
 from coterie.errors import DataError
+from coterie.measurement import evaluate_path
 from coterie.pipeline import Run, run
 from coterie.runfolder import RunFolder
-from tests.tiny import RUN_WORDS, change_line, make_dataset, write_table
+from tests.tiny import RUN_WORDS, Net, change_line, make_dataset, write_table
 
 NUMBER = 10
 
@@ -72,6 +74,28 @@ def test_unlabelled_images_are_told_of_and_not_measured(tmp_path: Path) -> None:
         in data["notes"]
     )
     assert [*made.metrics] == ["val", "test", "test_shifted"]
+
+
+def test_there_is_nothing_to_measure_on_unlabelled_images(tmp_path: Path) -> None:
+    made = trained(tmp_path, with_unlabelled())
+    with pytest.raises(DataError, match="the labels of split 'unlabelled' are not known"):
+        evaluate_path(made.folder, (), "unlabelled", allow_overlap=True, builder=Net)
+
+
+def test_runs_with_and_without_unlabelled_images_have_the_same_split() -> None:
+    assert with_unlabelled().split_hash() == make_dataset().split_hash()
+    assert with_unlabelled("train").split_hash() != make_dataset().split_hash()
+
+
+def test_unlabelled_rows_are_not_told_of_as_images_without_a_label(tmp_path: Path) -> None:
+    table = write_table(tmp_path / "photos", with_unlabelled())
+    for row in ("more-000.png,,unlabelled", "more-001.png,,unlabelled"):
+        change_line(table, row.partition(",")[0], row)
+    notes = read_table(table).notes
+    change_line(table, "000.png", "000.png,,train")
+    more = read_table(table).notes
+    assert [note for note in notes if "no label" in note] == ["1 image has no label"]
+    assert [note for note in more if "no label" in note] == ["2 images have no label"]
 
 
 def test_an_unlabelled_image_that_is_measured_too_stops_a_run(tmp_path: Path) -> None:

@@ -49,13 +49,12 @@ def steps_kept(words: Words, halves: int) -> Words:
     """Twice the epochs for what learns from half of the images: baseline and teachers, and the student where
     `halves` is 2.
     """
-    epochs = int(value_of("train.epochs", words))
-    own = [f"student.epochs={halves * epochs}"]
-    for role in ("baseline", "teacher"):
+    epochs = value_of("train.epochs", words)
+    own = []
+    for role, times in (("student", halves), ("baseline", 2), ("teacher", 2)):
         of_role = [word.partition("=")[2] for word in words if word.startswith(f"{role}.epochs=")]
-        number = int(of_role[-1]) if of_role else epochs
-        own += [f"{role}.epochs={2 * number}", f"{role}.patience={2 * PATIENCE}"]
-    return tuple(own)
+        own.append(f"{role}.epochs={times * int(of_role[-1] if of_role else epochs)}")
+    return (*own, *(f"{role}.patience={2 * PATIENCE}" for role in ("baseline", "teacher")))
 
 
 def compared(found: dict[str, Ablation]) -> dict[str, object]:

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from coterie.config import Config
 from coterie.data.columns import LabelLists
-from coterie.data.dataset import PRESENT, UNKNOWN, MultiLabelDataset
+from coterie.data.dataset import PRESENT, UNKNOWN, UNLABELLED, MultiLabelDataset
 from coterie.data.overlap import same_bytes
 from coterie.data.presence import missing_images, repeated_images
 from coterie.data.reading import format_of, read_dataset
@@ -174,7 +174,7 @@ def inspection_lines(inspection: Inspection) -> Iterator[str]:
         )
     for split in inspection.splits:
         absent = inspection.without_positives(split)
-        if absent and split != ALL:
+        if absent and split not in (ALL, UNLABELLED):
             where = f" in {split}" if split else ""
             what = counted(len(absent), "class", "classes")
             yield f"without positives{where}: {what}: {shortened(absent, 20)}"

@@ -14,7 +14,7 @@ from coterie.api import evaluate
 from coterie.checkpoint import INFO_FILE, Checkpoint
 from coterie.class_mapping import SAME, ClassMapping, map_classes, read_mapping, same_classes
 from coterie.config import Config, parse_words, validate_config
-from coterie.data.dataset import MultiLabelDataset, StoredImages
+from coterie.data.dataset import UNLABELLED, MultiLabelDataset, StoredImages
 from coterie.data.overlap import perhaps_same_bytes, same_bytes
 from coterie.data.presence import missing_images, places_of
 from coterie.data.reading import drops_unlabelled, format_of, read_dataset, read_split
@@ -76,6 +76,8 @@ def evaluate_path(
     config, own = evaluation_config(checkpoint, words)
     if own:
         _check_own_data(config)
+    if split == UNLABELLED:
+        raise DataError(f"the labels of split '{split}' are not known: there is nothing to measure")
     dataset = read_split(config, split, drawn=own)
     if not allow_overlap and (note := _check_overlap(checkpoint, dataset, split, own)) is not None:
         dataset = replace(dataset, notes=(*dataset.notes, note))

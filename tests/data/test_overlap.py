@@ -84,7 +84,11 @@ def test_what_is_no_file_is_passed_over_without_opening_it(tmp_path: Path) -> No
 def test_twins_are_of_training_and_of_what_is_measured(tmp_path: Path) -> None:
     images = files(tmp_path, b"a", b"a", b"b", b"b", b"a", b"c", b"c", b"d", b"d", b"a")
     toy = dataset(images, "train train train val test_hard val test train other test")
-    assert find_twins(toy) == [Twin("0", "4", "test_hard"), Twin("0", "9", "test"), Twin("2", "3", "val")]
+    assert find_twins(toy) == [
+        Twin("0", "4", "test_hard", others=("1",)),
+        Twin("0", "9", "test", others=("1",)),
+        Twin("2", "3", "val"),
+    ]
 
 
 def test_twins_are_refused_left_out_or_kept(tmp_path: Path) -> None:
@@ -112,6 +116,15 @@ def test_an_unlabelled_image_that_is_measured_is_a_twin_too(tmp_path: Path) -> N
     assert find_twins(toy) == [Twin("1", "2", "test", "unlabelled")]
     with pytest.raises(DataError, match=r"byte by byte: '2' \(test\) is '1' \(unlabelled\)"):
         check_twins(toy, "error")
+
+
+def test_every_training_image_that_is_measured_too_is_left_out(tmp_path: Path) -> None:
+    toy = dataset(files(tmp_path, b"a", b"a", b"a", b"b", b"a"), "train train unlabelled train test")
+    found = check_twins(toy, "skip")
+    assert found == ("0", "1", "2")
+    left = settle_twins(toy, found, "skip")
+    assert left.image_ids == ("3", "4")
+    assert find_twins(left) == []
 
 
 def test_data_without_twins_pass_as_they_are(tmp_path: Path) -> None:

@@ -237,7 +237,9 @@ def test_unlabelled_images_of_shards_are_refused() -> None:
         "labels": np.array([0, 1, 0, 1], np.int32),
     }
     data = dataset(np.ones((4, 2)), ["train", "val", "test", "unlabelled"])
-    with pytest.raises(DataError, match=r"1 image of toy in the split 'unlabelled', which shards cannot"):
+    with pytest.raises(
+        DataError, match=r"1 image of toy in the split 'unlabelled', which shards with an index"
+    ):
         ensure_splits(replace(data, targets=LabelLists(arrays, 2)), 0.1, 0.1, seed=0)
 
 

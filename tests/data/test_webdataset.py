@@ -58,6 +58,13 @@ def test_shards_are_read_in_order_with_splits_from_their_names(tmp_path: Path) -
         assert np.array_equal(np.asarray(data.load_image(index)), pixels_of(number))
 
 
+def test_shards_named_unlabelled_are_of_that_split(tmp_path: Path) -> None:
+    write_tar(tmp_path / "train-000.tar", samples(1, ["cat", "dog"]))
+    write_tar(tmp_path / "unlabelled-000.tar", samples(2, []))
+    write_tar(tmp_path / "unlabeled-001.tar", samples(3, []))
+    assert read_webdataset(str(tmp_path)).splits.tolist() == ["train", "unlabelled", "unlabelled"]
+
+
 def test_shards_of_a_split_may_lie_in_a_folder_of_its_name(tmp_path: Path) -> None:
     write_tar(tmp_path / "train" / "0.tar", samples(0, ["cat"]))
     write_tar(tmp_path / "test" / "0.tar", samples(0, ["cat"]))

@@ -31,6 +31,7 @@ from coterie.errors import (
 
 PRESENT, ABSENT, UNKNOWN = 1, 0, -1
 UNLABELLED = "unlabelled"  # the split of images whose labels nobody knows
+TAUGHT = ("train", UNLABELLED)  # the splits that a student learns from
 
 # Formats that are read. The others of Pillow have decoders that hardly anybody looks at, or run programs.
 Image.init()
@@ -290,10 +291,12 @@ class MultiLabelDataset:
     def split_hash(self) -> str:
         """SHA-256 over which image is in which split, in any order: equal where two people split alike.
 
-        Of the lines "split, tab, image id", sorted.
+        Of the lines "split, tab, image id", sorted. Unlabelled images do not count: without them, and with
+        others, the same is measured.
         """
         digest = hashlib.sha256()
-        for split in sorted(self.split_names, key=lambda name: f"{name}\t"):
+        named = [name for name in self.split_names if name != UNLABELLED]
+        for split in sorted(named, key=lambda name: f"{name}\t"):
             for positions, names in self._sorted_parts():
                 chosen = np.flatnonzero(self.splits[positions] == split).tolist()
                 lines = sorted(f"{split}\t{names[place]}\n" for place in chosen)

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from coterie.data.dataset import (
-    UNLABELLED,
+    TAUGHT,
     ImageSource,
     MultiLabelDataset,
     StoredImages,
@@ -30,19 +30,21 @@ Images = Sequence[ImageSource] | npt.NDArray[np.uint8]
 Source = ImageSource | npt.NDArray[np.uint8]
 
 IMAGES_A_TASK = 256
-TRAINED = ["train", UNLABELLED]
 MIXING = 0x9E3779B97F4A7C15  # odd: different sizes stay different
 END = 4096  # bytes at the end of a file: where pictures differ, as their beginnings do not
 
 
 @dataclass(frozen=True)
 class Twin:
-    """The ids of a training image and of a measured one with the same bytes, and the splits of both."""
+    """The ids of a training image and of a measured one with the same bytes, and the splits of both;
+    `others`: further training images with these bytes.
+    """
 
     trained: str
     measured: str
     split: str
     trained_split: str = "train"
+    others: tuple[str, ...] = ()
 
 
 def same_bytes(images: Images, side: npt.NDArray[np.bool_] | None = None) -> list[list[int]]:
@@ -79,16 +81,20 @@ def perhaps_same_bytes(images: StoredImages, others: Images) -> npt.NDArray[np.i
 def find_twins(dataset: MultiLabelDataset) -> list[Twin]:
     """The measured images (val and test) that have the bytes of a training image, labelled or not."""
     measured = [split for split in dataset.split_names if split == "val" or split.startswith("test")]
-    chosen = np.flatnonzero(np.isin(dataset.splits, [*TRAINED, *measured]))
+    chosen = np.flatnonzero(np.isin(dataset.splits, [*TAUGHT, *measured]))
     part = dataset if len(chosen) == len(dataset) else dataset.subset(chosen)
-    trained = np.isin(part.splits, TRAINED)
+    trained = np.isin(part.splits, TAUGHT)
     twins = []
     for group in same_bytes(part.images, trained):
-        first = next(position for position in group if trained[position])
+        first, *others = (position for position in group if trained[position])
+        again = tuple(part.image_ids[position] for position in others)
         twins += [
             Twin(
-                *(part.image_ids[first], part.image_ids[position]),
-                *(str(part.splits[position]), str(part.splits[first])),
+                part.image_ids[first],
+                part.image_ids[position],
+                str(part.splits[position]),
+                str(part.splits[first]),
+                again,
             )
             for position in group
             if not trained[position]
@@ -115,7 +121,7 @@ def check_twins(dataset: MultiLabelDataset, on_overlap: Literal["error", "skip",
             "metrics on them say nothing about other images. Remove one of each, or leave them out of the "
             "training with data.on_overlap=skip; data.on_overlap=keep measures all the same"
         )
-    return tuple(dict.fromkeys(twin.trained for twin in twins))
+    return tuple(dict.fromkeys(name for twin in twins for name in (twin.trained, *twin.others)))
 
 
 def settle_twins(

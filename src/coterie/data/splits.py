@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from coterie.data.columns import LabelLists
-from coterie.data.dataset import PRESENT, UNKNOWN, UNLABELLED, MultiLabelDataset
+from coterie.data.dataset import PRESENT, TAUGHT, UNKNOWN, UNLABELLED, MultiLabelDataset
 from coterie.data.sparse import count_value, present_rows
 from coterie.errors import ConfigError, DataError, counted, did_you_mean, shortened
 
@@ -151,7 +151,7 @@ def taught_images(dataset: MultiLabelDataset) -> npt.NDArray[np.int64]:
     """Positions [n], ascending, of the images that a student learns from: those of train, and unlabelled
     ones, of which its teachers alone say something.
     """
-    return np.flatnonzero(np.isin(dataset.splits, ["train", UNLABELLED]))
+    return np.flatnonzero(np.isin(dataset.splits, TAUGHT))
 
 
 def _without_labels(dataset: MultiLabelDataset, unlabelled: npt.NDArray[np.bool_]) -> MultiLabelDataset:
@@ -159,8 +159,8 @@ def _without_labels(dataset: MultiLabelDataset, unlabelled: npt.NDArray[np.bool_
     number = int(unlabelled.sum())
     if isinstance(dataset.targets, LabelLists):
         raise DataError(
-            f"{counted(number, 'image')} of {dataset.name} in the split '{UNLABELLED}', which shards cannot "
-            "have; give these data as a table, or take the images out"
+            f"{counted(number, 'image')} of {dataset.name} in the split '{UNLABELLED}', which shards with an "
+            "index, and very many of them, cannot have; leave out data.webdataset.index, or give a table"
         )
     targets = dataset.targets.copy()
     targets[unlabelled] = UNKNOWN

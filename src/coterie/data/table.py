@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pyarrow
 import pyarrow.parquet
 
-from coterie.data.dataset import ABSENT, PRESENT, UNKNOWN, MultiLabelDataset
+from coterie.data.dataset import ABSENT, PRESENT, UNKNOWN, UNLABELLED, MultiLabelDataset
 from coterie.data.presence import places_of
 from coterie.data.targets import split_notes, targets_of_names, usual_split
 from coterie.errors import ConfigError, DataError, counted, cut, did_you_mean, listed, repeated, shortened
@@ -74,16 +74,18 @@ def read_table(
     else:
         described = (image_column, split_column)
         targets, classes, notes = _class_columns(table, described, labels_column, image_ids, class_names)
+    of_split = np.array(splits, dtype=np.str_)
     positives = (targets == PRESENT).any(axis=1)
     if not positives.any():
         raise DataError(f"no image of {table.path} has a label; a training needs images with labels")
-    if not positives.all():
-        notes = [*notes, counted(int((~positives).sum()), "image has no label", "images have no label")]
+    without = int((~positives & (of_split != UNLABELLED)).sum())
+    if without:
+        notes = [*notes, counted(without, "image has no label", "images have no label")]
     return MultiLabelDataset(
         images=images,
         targets=targets,
         class_names=tuple(classes),
-        splits=np.array(splits, dtype=np.str_),
+        splits=of_split,
         image_ids=tuple(image_ids),
         name=table.path.name,
         notes=(*split_notes, *notes),

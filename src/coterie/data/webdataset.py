@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from coterie.data.columns import LabelLists
-from coterie.data.dataset import END_BYTES, MOST_DENSE, MultiLabelDataset, hash_of_end
+from coterie.data.dataset import END_BYTES, MOST_DENSE, UNLABELLED, MultiLabelDataset, hash_of_end
 from coterie.data.shards import (
     IndexFolder,
     ShardIds,
@@ -478,7 +478,7 @@ def _class_names_beside(shards: Sequence[Path]) -> list[str] | None:
 def _split_in_name(shard: Path) -> str:
     """The split that is a word in the name of the shard, else of its folder; "" where none or two are."""
     for name in (shard.stem, shard.resolve().parent.name):
-        words = {word for word in re.split("[^a-z]+", name.lower()) if word in (*SPLIT_NAMES, *SPLIT_ALIASES)}
+        words = set(re.split("[^a-z]+", name.lower())) & {*SPLIT_NAMES, *SPLIT_ALIASES, UNLABELLED}
         if words:
             return words.pop() if len(words) == 1 else ""
     return ""
