@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -210,6 +210,30 @@ def test_a_rate_is_taken_to_another_baseline_by_its_ratio() -> None:
     ]
 
 
+@dataclass(frozen=True)
+class Measured(Protocol):
+    """A protocol in which rows gain what `gains` says, by seed, and the baseline has the same at every one;
+    `calls`: the ideas and the seeds of each measurement.
+    """
+
+    gains: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    calls: list[tuple[list[str], tuple[int, ...]]] = field(default_factory=list)
+
+    def searched(
+        self, words: Iterable[str], rows: Sequence[Row], seeds: Sequence[int] | None = None
+    ) -> Ablation:
+        assert words == ()
+        assert rows[0].name == "as-set"
+        seeds = tuple(seeds or ())
+        self.calls.append(([row.name for row in rows[1:]], seeds))
+        return found(
+            {
+                row: {seed: 50.0 + seed + self.gains.get(row.name, (0.0,) * 5)[seed] for seed in seeds}
+                for row in (BASELINE, *rows)
+            }
+        )
+
+
 def test_an_idea_helps_that_promises_something_and_holds_it_at_all_seeds(tmp_path: Path) -> None:
     differences = {
         "clear": (0.5, 0.4, 0.1, 0.6, 0.4),
@@ -217,24 +241,9 @@ def test_an_idea_helps_that_promises_something_and_holds_it_at_all_seeds(tmp_pat
         "falling": (3.0, 3.0, -3.0, -3.0, -3.0),
         "lucky": (0.5, 0.5, 2.0, -0.9, 0.1),  # mean 0.44, standard error 0.46
     }
-    calls: list[tuple[list[str], tuple[int, ...]]] = []
-
-    class Measured(Protocol):
-        def searched(
-            self, words: Iterable[str], rows: Sequence[Row], seeds: Sequence[int] | None = None
-        ) -> Ablation:
-            assert words == ()
-            seeds = tuple(seeds or ())
-            calls.append(([row.name for row in rows if row.name != "as-set"], seeds))
-            return found(
-                {
-                    row: {seed: 50.0 + seed + differences.get(row.name, (0.0,) * 5)[seed] for seed in seeds}
-                    for row in (BASELINE, *rows)
-                }
-            )
-
     ideas = [Idea(name, name, (f"k={len(name)}",), 0.0, "no reason") for name in differences]
-    protocol = Measured(tmp_path, tmp_path)
+    protocol = Measured(tmp_path, tmp_path, gains=differences)
+    calls = protocol.calls
     tried = try_ideas(protocol, (), ideas)
     assert calls == [([*differences], (0, 1)), (["clear", "falling", "lucky"], (0, 1, 2, 3, 4))]
     assert [each.helps for each in tried] == [True, False, False, False]
@@ -252,6 +261,21 @@ def test_an_idea_helps_that_promises_something_and_holds_it_at_all_seeds(tmp_pat
     assert calls == [(["clear"], (0, 1)), (["clear"], (0, 1, 2, 3, 4))]
     assert try_ideas(protocol, (), ideas[1:]) == tried[1:]  # nothing else that was measured is lost
     assert len(calls) == 2
+
+
+def test_an_idea_is_measured_with_what_it_does_to_the_baseline(tmp_path: Path) -> None:
+    protocol = Measured(
+        tmp_path, tmp_path, gains={"longer-views": (0.9,) * 5, "longer-views-baseline": (0.8,) * 5}
+    )
+    (idea,) = (idea for idea in IDEAS if idea.name == "longer-views")
+    (tried,) = try_ideas(protocol, (), [idea])
+    names = ["longer-views", "longer-views-baseline"]
+    assert protocol.calls == [(names, (0, 1)), (names, (0, 1, 2, 3, 4))]
+    assert tried.beyond == pytest.approx([0.1] * 5)
+    assert not tried.helps
+    # seeds at which the baseline was not measured say nothing
+    assert Tried(idea, dict.fromkeys(range(5), 0.9), {0: 0.1, 1: 0.1}).beyond == pytest.approx([0.8] * 2)
+    assert not Tried(idea, dict.fromkeys(range(5), 0.9)).helps
 
 
 def test_of_ideas_that_change_the_same_setting_the_one_is_kept_that_gains_most() -> None:
@@ -277,20 +301,6 @@ def test_what_helps_the_baseline_as_much_is_no_better_method(tmp_path: Path) -> 
         "small": (0.1, 0.1, 9.0, 9.0, 9.0),
         "small-baseline": (0.9, 0.9, 9.0, 9.0, 9.0),
     }
-    calls: list[tuple[list[str], tuple[int, ...]]] = []
-
-    class Measured(Protocol):
-        def searched(
-            self, words: Iterable[str], rows: Sequence[Row], seeds: Sequence[int] | None = None
-        ) -> Ablation:
-            assert words == ()
-            seeds = tuple(seeds or ())
-            calls.append(([row.name for row in rows[1:]], seeds))
-            return found(
-                {row: {seed: 50.0 + gains.get(row.name, (0.0,) * 5)[seed] for seed in seeds} for row in rows}
-                | {BASELINE: dict.fromkeys(seeds, 50.0)}
-            )
-
     ideas = [
         Idea(
             name,
@@ -299,12 +309,13 @@ def test_what_helps_the_baseline_as_much_is_no_better_method(tmp_path: Path) -> 
             0.0,
             "no reason",
             "baseline" if "-" in name else "student",
-            f"{name}-baseline",
+            "" if "-" in name else f"{name}-baseline",
         )
         for name in gains
     ]
-    tried = try_ideas(Measured(tmp_path, tmp_path), (), ideas)
-    assert calls == [
+    protocol = Measured(tmp_path, tmp_path, gains=gains)
+    tried = try_ideas(protocol, (), ideas)
+    assert protocol.calls == [
         ([*gains], (0, 1)),
         (["both", "more", "both-baseline", "more-baseline"], (0, 1, 2, 3, 4)),
     ]

@@ -218,10 +218,11 @@ class Tried:
 
     @property
     def beyond(self) -> list[float]:
-        """By how much more it helps than it helps the baseline, at each seed: what helps both is no better
-        method.
+        """By how much more it helps than it helps the baseline, at each seed that has both: what helps both
+        is no better method.
         """
-        return [value - self.of_baseline.get(seed, 0.0) for seed, value in self.differences.items()]
+        others = self.of_baseline if self.idea.alike else dict.fromkeys(self.differences, 0.0)
+        return [value - others[seed] for seed, value in self.differences.items() if seed in others]
 
     @property
     def helps(self) -> bool:
@@ -235,11 +236,14 @@ class Tried:
 
 
 def try_ideas(protocol: Protocol, words: Sequence[str], ideas: Sequence[Idea] = IDEAS) -> list[Tried]:
-    """Every idea over the settings `words`, on validation, at the seeds of the searches; those that promise
-    something at all seeds, and what they do to the baseline. What OUT holds already is read there.
+    """Every idea over the settings `words`, on validation, at the seeds of the searches, and what it does to
+    the baseline; those that promise something at all seeds. What OUT holds already is read there.
     """
     known = _found_before(protocol, words)
-    by_name = {idea.name: idea for idea in ideas}
+    by_name = {idea.name: idea for idea in (*IDEAS, *ideas)}
+
+    def and_alike(chosen: Sequence[Idea]) -> list[Idea]:
+        return [*dict.fromkeys((*chosen, *(by_name[idea.alike] for idea in chosen if idea.alike)))]
 
     def measure(chosen: Sequence[Idea], seeds: tuple[int, ...]) -> None:
         """Those that are not known for these seeds."""
@@ -256,13 +260,9 @@ def try_ideas(protocol: Protocol, words: Sequence[str], ideas: Sequence[Idea] = 
             known.update({idea.name: Tried(idea, _differences(found, idea)) for idea in missing})
             _write(protocol, words, [_beside_baseline(each, known) for each in known.values()])
 
-    measure(ideas, protocol.search_seeds)
+    measure(and_alike(ideas), protocol.search_seeds)
     promising = [idea for idea in ideas if known[idea.name].promises]
-    alike = [by_name[idea.alike] for idea in promising if idea.alike in by_name]
-    measure(
-        [*dict.fromkeys((*promising, *alike))],
-        tuple(dict.fromkeys((*protocol.search_seeds, *protocol.seeds))),
-    )
+    measure(and_alike(promising), tuple(dict.fromkeys((*protocol.search_seeds, *protocol.seeds))))
     return [_beside_baseline(known[idea.name], known) for idea in ideas]
 
 

@@ -68,7 +68,8 @@ def search_table(content: Content) -> str:
 
 
 def ideas_table(content: Content) -> str:
-    """Every idea beside its prediction."""
+    """Every idea beside its prediction; what it gains beyond the baseline, where any was offered to that."""
+    was_offered = any(idea.get("beyond") is not None for idea in content["ideas"])
     lines = [
         [
             idea["title"],
@@ -76,13 +77,17 @@ def ideas_table(content: Content) -> str:
             f"{idea['predicted']:+.1f}: {idea['because']}",
             f"{idea['gain']:+.2f}",
             ", ".join(f"{value:+.2f}" for value in idea["differences"].values()),
-            "" if idea.get("beyond") is None else f"{idea['beyond']:+.2f}",
+            *([_beyond(idea)] if was_offered else []),
             "yes" if idea["helps"] else "no",
         ]
         for idea in content["ideas"]
     ]
-    headings = ["idea", "settings", "predicted", "val mAP", "by seed", "beyond the baseline's"]
-    return table([*headings, "kept"], lines)
+    offered = ["beyond the baseline's"] if was_offered else []
+    return table(["idea", "settings", "predicted", "val mAP", "by seed", *offered, "kept"], lines)
+
+
+def _beyond(idea: Content) -> str:
+    return "" if idea["beyond"] is None else f"{idea['beyond']:+.2f}"
 
 
 def settings_of(content: Content) -> str:
