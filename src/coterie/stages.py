@@ -19,7 +19,7 @@ from coterie.config import BASELINE, STUDENT, Config, TrainConfig
 from coterie.data.dataset import MultiLabelDataset
 from coterie.data.loading import ResizedImages
 from coterie.data.pixels import PIXELS_FOLDER, PixelStore
-from coterie.data.splits import taught_images
+from coterie.data.splits import learned_images
 from coterie.diagnostics import (
     LEANING_FILE,
     Leaning,
@@ -202,7 +202,7 @@ class Stages:
     def _tell(self, done: Training) -> None:
         settings = training_settings(self.config, done)
         epochs = settings.epochs_done(done.best_epoch)
-        trained = taught_images(self.dataset) if done.name == STUDENT else self.dataset.indices("train")
+        trained = learned_images(self.dataset, is_student=done.name == STUDENT)
         images = len(trained) * epochs
         say(
             self.console,

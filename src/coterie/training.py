@@ -15,7 +15,7 @@ from coterie.config import BASELINE, STUDENT, Config, TrainConfig
 from coterie.data.dataset import MultiLabelDataset
 from coterie.data.loading import Batches, EpochSampler, ImageBatches, ResizedImages, Views, plain_batches
 from coterie.data.order import training_order
-from coterie.data.splits import taught_images
+from coterie.data.splits import learned_images
 from coterie.data.transforms import make_augmentation
 from coterie.errors import CheckpointError, ConfigError, RunError, counted
 from coterie.evaluation import EVALUATION_BATCH
@@ -284,7 +284,7 @@ class _Group:
         views = Views(images, make_augmentation(config.augment), derive_seed(config.view_seed, role))
         order = config.seed if config.distill.seed is None or not self.is_student else config.distill.seed
         shards = config.data.webdataset
-        train = taught_images(images.dataset) if self.is_student else indices("train")
+        train = learned_images(images.dataset, is_student=self.is_student)
         sampler = EpochSampler(
             train,
             settings.batch_size,

@@ -102,8 +102,8 @@ def test_one_file_under_two_names_is_found(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         check_apart(data)
     assert str(caught.value) == (
-        "1 image of toy in two splits: '0' (train) and '2' (test); keep each in one split, else the metrics "
-        "are measured on training images"
+        "1 image of toy in two splits: '0' (train) and '2' (test); keep each in one split: to learn "
+        "from an image and to measure on it, or to know its labels and not to, cannot both be meant"
     )
     check_apart(data.subset(np.array([0, 1, 3])))
 

@@ -14,6 +14,12 @@ import numpy.typing as npt
 from coterie.data.dataset import MultiLabelDataset, StoredImages
 from coterie.errors import DataError, counted, listed, shortened
 
+# of an image in two splits
+APART = (
+    "keep each in one split: to learn from an image and to measure on it, or to know its labels and not to, "
+    "cannot both be meant"
+)
+
 
 def missing_images(dataset: MultiLabelDataset) -> npt.NDArray[np.int64]:
     """Positions of the images whose file is not there; arrays and stored images are always there."""
@@ -72,7 +78,7 @@ def repeated_images(dataset: MultiLabelDataset) -> list[tuple[int, int]]:
 
 
 def check_apart(dataset: MultiLabelDataset) -> None:
-    """DataError where one file is in two splits: it would be measured on after training on it."""
+    """DataError where one file is in two splits."""
     shown = [
         f"'{dataset.image_ids[one]}' ({dataset.splits[one]}) and '{dataset.image_ids[other]}' "
         f"({dataset.splits[other]})"
@@ -81,8 +87,7 @@ def check_apart(dataset: MultiLabelDataset) -> None:
     ]
     if shown:
         raise DataError(
-            f"{counted(len(shown), 'image')} of {dataset.name} in two splits: {listed(shown, 3)}; "
-            "keep each in one split, else the metrics are measured on training images"
+            f"{counted(len(shown), 'image')} of {dataset.name} in two splits: {listed(shown, 3)}; {APART}"
         )
 
 

@@ -154,6 +154,13 @@ def taught_images(dataset: MultiLabelDataset) -> npt.NDArray[np.int64]:
     return np.flatnonzero(np.isin(dataset.splits, TAUGHT))
 
 
+def learned_images(dataset: MultiLabelDataset, *, is_student: bool) -> npt.NDArray[np.int64]:
+    """Positions [n], ascending, of the images that a training learns from: a student's, or another's, which
+    has the labels alone.
+    """
+    return taught_images(dataset) if is_student else dataset.indices("train")
+
+
 def _without_labels(dataset: MultiLabelDataset, unlabelled: npt.NDArray[np.bool_]) -> MultiLabelDataset:
     """The dataset with no label known of the images `unlabelled` [N]."""
     number = int(unlabelled.sum())

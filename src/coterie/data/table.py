@@ -18,7 +18,7 @@ import pyarrow
 import pyarrow.parquet
 
 from coterie.data.dataset import ABSENT, PRESENT, UNKNOWN, UNLABELLED, MultiLabelDataset
-from coterie.data.presence import places_of
+from coterie.data.presence import APART, places_of
 from coterie.data.targets import split_notes, targets_of_names, usual_split
 from coterie.errors import ConfigError, DataError, counted, cut, did_you_mean, listed, repeated, shortened
 
@@ -237,8 +237,7 @@ def _check_each_image_once(
             )
     if across:
         raise DataError(
-            f"{counted(len(across), 'image')} of {table.path} in two splits: {listed(across)}; "
-            "keep each in one split, else the metrics are measured on training images"
+            f"{counted(len(across), 'image')} of {table.path} in two splits: {listed(across)}; {APART}"
         )
     if within:
         raise DataError(
