@@ -6,30 +6,33 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from benchmarks.gain import page, unlabelled
+from benchmarks.gain.folds import folded, together
 from benchmarks.gain.ideas import IDEAS, Idea, Tried, kept_words, try_ideas
 from benchmarks.gain.protocol import Protocol, split_to_search
 from benchmarks.gain.rows import kept, own_rows
 from benchmarks.gain.search import Search, Step, search_baseline, search_student, student_steps, value_of
-from benchmarks.gain.series import BACKBONES, HEADS, adapted_to
+from benchmarks.gain.series import BACKBONES, HEADS, NEW_VIEWS, adapted_to
 from benchmarks.gain.unlabelled import LEFT_OUT, halved, steps_kept
 
-from coterie.ablation import Ablation, Row
+from coterie.ablation import Ablation, Row, intervals
 from coterie.ablation.report import Outcome
 from coterie.config import load_config
+from coterie.logits import SplitLogits
 
 BASELINE = Row("baseline", "baseline", model="baseline")
 
 
-def found(maps: dict[Row, dict[int, float]], split: str = "val") -> Ablation:
-    """A finished ablation with this mAP of each row at each seed."""
+def found(maps: dict[Row, dict[int, float]], split: str = "val", run: str = "") -> Ablation:
+    """A finished ablation with this mAP of each row at each seed, all of one run."""
     outcomes = tuple(
-        Outcome(row.name, seed, "", {split: {"mAP": value}}, {}, {})
+        Outcome(row.name, seed, run, {split: {"mAP": value}}, {}, {})
         for row, values in maps.items()
         for seed, value in values.items()
     )
@@ -154,6 +157,51 @@ def test_on_half_of_the_images_every_training_has_its_steps() -> None:
     assert steps_kept((*words, "student.epochs=64"), halves=2) == ("student.epochs=128", *others)
 
 
+def test_each_image_is_measured_in_one_fold() -> None:
+    labels = ["a;b" if number < 55 else "a" for number in range(123)]  # 55 of b, of which 49 are to train
+    rows = [
+        {"image": str(number), "split": "test" if number < 6 else "train", "labels": text}
+        for number, text in enumerate(labels)
+    ]
+    images = {str(number) for number in range(123)}
+    measured: list[str] = []
+    validated = []
+    for number in range(5):
+        made = folded(rows, number, validated=10)
+        assert {row["image"] for row in made} == images
+        assert {row["labels"] for row in made} == {"a"}
+        assert Counter(row["split"] for row in made)["val"] == 10
+        test = [row["image"] for row in made if row["split"] == "test"]
+        assert test != sorted(test, key=int)  # neighbours of one theme are not side by side in all folds
+        measured += test
+        validated.append({row["image"] for row in made if row["split"] == "val"})
+    assert Counter(measured) == dict.fromkeys(images, 1)
+    assert all(one.isdisjoint(other) for one, other in combinations(validated, 2))
+    assert folded(rows, 0) == folded(rows, 0)
+
+
+def test_folds_are_as_seeds_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    def logits(run: Path, split: str) -> SplitLogits:
+        """Of three images, where the student is right in both folds, and the baseline in fold 1."""
+        targets = np.array([[1], [1], [0]], np.int8)
+        right = targets.astype(np.float32)
+        models = {"student": right, "baseline": right if run.name == "1" else -right}
+        return SplitLogits(split, "", ("a",), ("x", "y", "z"), targets, models)
+
+    monkeypatch.setattr(intervals, "read_logits", logits)
+    folds = [
+        found({BASELINE: {number: baseline}, Row("psd", ""): {number: 100.0}}, run=str(number))
+        for number, baseline in ((0, 58.0), (1, 100.0))
+    ]
+    pooled = together(folds)
+    assert pooled.seeds == (0, 1)
+    assert pooled.values("baseline", "val") == {0: 58.0, 1: 100.0}
+    assert pooled.difference("psd", "val").mean == 21
+    low, high = pooled.intervals["val"]["psd"]
+    assert low == 0  # where fold 1 is drawn twice
+    assert 42 < high < 100
+
+
 def test_unlabelled_images_are_compared_with_none(monkeypatch: pytest.MonkeyPatch) -> None:
     def ablation(psd: float) -> Ablation:
         return found({BASELINE: {0: 40.0, 1: 42.0}, Row("psd", ""): {0: psd, 1: psd + 2}}, "test")
@@ -191,7 +239,7 @@ def test_every_setting_of_the_protocol_is_one(tmp_path: Path) -> None:
         load_config([*protocol.common(tmp_path / "labels.csv"), *words, *idea.words])
     for row in own_rows(words):
         load_config([*protocol.common(tmp_path / "labels.csv"), *words, *row.words])
-    for further in (*HEADS.values(), *BACKBONES.values()):
+    for further in (*HEADS.values(), *BACKBONES.values(), NEW_VIEWS):
         variant = protocol.variant("other", *further)
         load_config([*variant.common(tmp_path / "labels.csv"), *words])
         assert variant.out == tmp_path / "other"

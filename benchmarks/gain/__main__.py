@@ -5,8 +5,8 @@
 FOLDER holds `corel5k/labels.csv` and `weights/squeezenet1_1_imagenet_features.safetensors`; by default what
 COTERIE_DATA names. First the rate, loss and length of the baseline, then as many settings of the student,
 then improvements one at a time: all on validation, by a table that has no test images. Then every row is
-trained at every seed, and measured on test; a few of them with other heads and backbones, with half of the
-labels, and on the scenes.
+trained at every seed, and measured on test; most of them on each fifth of all images, a few with new views,
+with other heads and backbones, with half of the labels, and on the scenes.
 A stopped call goes on where it was. Each part leaves its numbers in OUT, and reads there what those before it
 have found: with the files of docs/results in OUT, later parts need not search again.
 
@@ -21,14 +21,18 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.gain.folds import measure_folds
 from benchmarks.gain.ideas import IDEAS, kept_words, try_ideas
 from benchmarks.gain.protocol import VIEWS, Protocol
 from benchmarks.gain.rows import ALWAYS, CONTROLS, SWEEPS, own_rows, write_rows
 from benchmarks.gain.search import FIRST_RATE, search_baseline, search_student
-from benchmarks.gain.series import measure_backbones, measure_heads, measure_scenes
+from benchmarks.gain.series import measure_backbones, measure_heads, measure_new_views, measure_scenes
 from benchmarks.gain.unlabelled import measure_unlabelled
 
-PARTS = ("baseline", "student", "ideas", "rows", "sweeps", "heads", "backbones", "unlabelled", "scenes")
+PARTS = (
+    *("baseline", "student", "ideas", "rows", "sweeps", "folds", "new-views", "heads", "backbones"),
+    *("unlabelled", "scenes"),
+)
 
 
 def do(protocol: Protocol, parts: Sequence[str], ideas: Sequence[str], rows: Sequence[str] | None) -> None:
@@ -48,6 +52,10 @@ def do(protocol: Protocol, parts: Sequence[str], ideas: Sequence[str], rows: Seq
     if "sweeps" in parts:
         found = protocol.measured("rows", recommended, (), ("psd",), SWEEPS)
         write_rows(protocol.out, "sweeps", found)
+    if "folds" in parts:
+        measure_folds(protocol, recommended)
+    if "new-views" in parts:
+        measure_new_views(protocol, recommended)
     if "heads" in parts:
         measure_heads(protocol, recommended)
     if "backbones" in parts:

@@ -80,11 +80,9 @@ class Ensembles:
 
 
 def baseline_ensembles(found: Ablation, split: str, size: int) -> Ensembles:
-    """The ensembles on one split; none where there are fewer seeds than members."""
+    """The ensembles on one split, for which there are as many seeds as members, or more."""
     runs = {outcome.seed: Path(outcome.run) for outcome in found.outcomes if outcome.row == "baseline"}
     ensembles = Ensembles({}, {})
-    if len(found.seeds) < size:
-        return ensembles
     logits = {seed: read_logits(run, split) for seed, run in runs.items()}
     for number, seed in enumerate(found.seeds):
         members = [found.seeds[(number + step) % len(found.seeds)] for step in range(size)]
@@ -95,15 +93,18 @@ def baseline_ensembles(found: Ablation, split: str, size: int) -> Ensembles:
     return ensembles
 
 
-def write_rows(out: Path, name: str, found: Ablation, size: int = K) -> None:
-    """All that the page needs of the rows, in `name`.json; `size`: how many teachers a branch has."""
+def write_rows(out: Path, name: str, found: Ablation, size: int | None = K) -> None:
+    """All that the page needs of the rows, in `name`.json; `size`: how many teachers a branch has, and
+    baselines an ensemble, None for no ensembles.
+    """
     by_seed: dict[str, dict[str, dict[int, float]]] = {}
     compared = []
     for split in found.splits:
-        ensembles = baseline_ensembles(found, split, size)
-        maps = resampled_maps(found, split) | ensembles.resampled
+        maps = resampled_maps(found, split)
         values = {row.name: found.values(row.name, split) for row in found.rows}
-        if ensembles.map:
+        if size is not None and len(found.seeds) >= size:
+            ensembles = baseline_ensembles(found, split, size)
+            maps |= ensembles.resampled
             values[ENSEMBLE] = ensembles.map
         by_seed[split] = values
         for row, other in COMPARED:

@@ -1,4 +1,4 @@
-"""Whether what was found holds elsewhere: other heads, other backbones, the built-in scenes."""
+"""Whether what was found holds elsewhere: with new views, other heads and backbones, the built-in scenes."""
 
 from __future__ import annotations
 
@@ -31,6 +31,14 @@ BACKBONES: dict[str, Words] = {
         *("train.ema=0.995", "train.batch_size=32"),
     ),
 }
+# A baseline gains most by a new view of each image in every epoch, and by the time to look at them.
+NEW_VIEWS = ("train.views=64", *(f"{role}.epochs=64" for role in ("train", "baseline", "teacher", "student")))
+
+
+def measure_new_views(protocol: Protocol, recommended: Words) -> None:
+    """The recommended recipe where no training sees a view of an image twice."""
+    variant = protocol.variant("new-views")
+    write_rows(protocol.out, "new-views", variant.measured("rows", (*recommended, *NEW_VIEWS), (), ROWS))
 
 
 def measure_heads(protocol: Protocol, recommended: Words) -> None:
@@ -70,4 +78,5 @@ def measure_scenes(protocol: Protocol) -> None:
 
 def names() -> Sequence[str]:
     """Of the files that these write."""
-    return (*(f"head-{name}" for name in HEADS), *(f"backbone-{name}" for name in BACKBONES), "scenes")
+    others = (*(f"head-{name}" for name in HEADS), *(f"backbone-{name}" for name in BACKBONES))
+    return ("new-views", *others, "scenes")
