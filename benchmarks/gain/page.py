@@ -258,6 +258,7 @@ BLOCKS: dict[str, tuple[Callable[[Any], str], str]] = {
     "compared": (compared_table, "rows"),
     "search-baseline": (search_table, "search-baseline"),
     "search-student": (search_table, "search-student"),
+    "settings": (settings_of, "search-student"),
     "ideas": (ideas_table, "ideas"),
     # of an earlier protocol, at the commit that the page names
     "last-fire-rows": (rows_table, "last-fire-rows"),
