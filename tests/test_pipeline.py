@@ -46,7 +46,7 @@ from coterie.diagnostics import (
 from coterie.errors import CheckpointError, ConfigError, DataError, PartitionError, RunError
 from coterie.files import atomic_file
 from coterie.logits import read_logits, written_splits
-from coterie.metrics import multilabel_metrics
+from coterie.metrics import average_precision, multilabel_metrics
 from coterie.models.factory import ModelFactory
 from coterie.pipeline import Run, run
 from coterie.preparation import diagnose_partitions, make_partitions, training_graph
@@ -524,6 +524,40 @@ def test_repeats_of_the_groups_have_teachers_of_their_own(
     assert list(result.metrics["test"]) == list(finished_run.metrics["test"])
     assert result.metrics["test"]["CGP teachers"] != finished_run.metrics["test"]["CGP teachers"]
     assert result.metrics["test"]["student"] != finished_run.metrics["test"]["student"]
+
+
+def test_teachers_may_learn_the_labels_outside_of_their_group(run_copy: Run, trained: list[str]) -> None:
+    result = run(config_of(run_copy, "teacher.outside=0.25"), update=True)
+    teachers = [name for name in TRAININGS if name.startswith("teachers/")]
+    assert trained == [*teachers, "student"]
+    dataset = read_dataset(result.config.data)
+    kept = {training.name: training for training in RunFolder(result.folder).trainings()}
+    logits = read_logits(result.folder, "test").models
+    for branch, row in (("co-occurrence", "CGP teachers"), ("dis-occurrence", "DGP teachers")):
+        together, counted = np.zeros_like(logits[row]), np.zeros(len(dataset.class_names))
+        for name in teachers:
+            if kept[name].branch != branch:
+                continue
+            group = set(kept[name].class_names)
+            assert 0 < len(group) < len(dataset.class_names)
+            model, checkpoint = load_model(result.folder / name, Net)
+            assert checkpoint.class_names == dataset.class_names
+            images = ResizedImages(dataset, checkpoint.preprocessing)
+            counts = np.array([1.0 if each in group else 0.25 for each in dataset.class_names])
+            for split in ("val", "test"):
+                batches = plain_batches(images, dataset.indices(split), 64)
+                answers, targets = predict_logits(model, batches, checkpoint.preprocessing, cpu_fabric())
+                if split == "test":
+                    together += answers.numpy() * counts
+                else:
+                    ap = average_precision(answers, targets).numpy()
+                    known = ~np.isnan(ap)
+                    expected = 100 * (ap * counts)[known].sum() / counts[known].sum()
+                    assert kept[name].val_map == pytest.approx(expected, abs=1e-4)
+            counted += counts
+        assert logits[row] == pytest.approx(together / counted, abs=1e-4)
+    # what looks at single labels asks the teacher of the label's group, and goes through all of them
+    assert run(config_of(run_copy, "teacher.outside=0.25", "distill.relations=1"), update=True)
 
 
 def test_a_student_of_mixed_images_learns_from_the_same_teachers(

@@ -127,9 +127,9 @@ def trains(ranks: Ranks, folder: Path) -> dict[str, Any]:
     measured: list[tuple[Tensor, Tensor]] = []
     measure = coterie.trainer.mean_average_precision
 
-    def seen(logits: Tensor, targets: Tensor) -> float | None:
+    def seen(logits: Tensor, targets: Tensor, counts: Tensor | None = None) -> float | None:
         measured.append((logits, targets))
-        return measure(logits, targets)
+        return measure(logits, targets, counts)
 
     coterie.trainer.mean_average_precision = seen
     try:

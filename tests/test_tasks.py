@@ -79,6 +79,17 @@ def test_a_classification_task_learns_its_columns_of_the_targets() -> None:
     assert outputs["logits"].tolist() == torch.tensor([logits, logits]).tolist()
 
 
+def test_labels_may_count_less_in_a_classification_task() -> None:
+    targets = torch.tensor([[1, 0, 1], [0, -1, 1]], dtype=torch.int8)
+    logits = torch.tensor([[0.3, -0.7, 1.1]] * 2)
+    task = ClassificationTask(
+        Constant(logits[0].tolist()), [0, 1, 2], binary_cross_entropy, counts=[1, 0.3, 1]
+    )
+    likelihood = torch.where(targets == 1, logits, -logits).sigmoid().log() * (targets != -1)
+    expected = -(likelihood * torch.tensor([1, 0.3, 1])).sum(dim=1).mean()
+    assert task(IMAGES, targets)["loss"].item() == pytest.approx(expected.item())
+
+
 def test_the_students_loss_is_the_formula() -> None:
     for settings in (
         DistillConfig(loss="squared-error", w=0.3, a=0.8),

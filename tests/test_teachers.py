@@ -54,6 +54,20 @@ def test_logits_meet_their_labels_whatever_the_order_of_teachers_and_classes(see
     assert branch(IMAGES).tolist() == [[float(name.split()[1]) for name in wanted]] * 2
 
 
+def test_teachers_that_know_all_classes_answer_together() -> None:
+    names = ["class 1", "class 2", "class 3"]
+    models = [Answers(["class 1", "class 2", "class 3"]), Answers(["class 4", "class 8", "class 9"])]
+    groups = [["class 3", "class 1"], ["class 2"]]
+    branch = Branch([*zip(models, groups, strict=True)], names, outside=0.25)
+    # of each class, its own teacher counts 1 and the other 1/4
+    expected = [(1 + 4 / 4) / 1.25, (2 / 4 + 8) / 1.25, (3 + 9 / 4) / 1.25]
+    assert branch(IMAGES)[0].tolist() == pytest.approx(expected)
+    assert branch.owners.tolist() == [0, 1, 0]
+    assert branch.places.tolist() == [0, 1, 2]
+    alike = Branch([*zip(models, groups, strict=True)], names, outside=1.0)
+    assert alike(IMAGES)[0].tolist() == pytest.approx([2.5, 5.0, 6.0])
+
+
 def test_more_than_ten_teachers_keep_their_order() -> None:
     names = [f"class {number}" for number in range(12)]
     branch = Branch([(Answers([name]), [name]) for name in names], names)

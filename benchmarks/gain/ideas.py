@@ -158,6 +158,28 @@ IDEAS = (
         "ten teachers average more errors away than six, though each knows less",
     ),
     Idea(
+        "outside-0.1",
+        "teachers learn the labels outside of their group too, which count a tenth of their own",
+        ("teacher.outside=0.1",),
+        0.5,
+        "each label has six answers instead of two, though four of them by teachers that hardly learned it",
+    ),
+    Idea(
+        "outside-0.3",
+        "the same, where they count three tenths",
+        ("teacher.outside=0.3",),
+        0.7,
+        "teachers of all labels are better than those of groups; what their groups make them look at keeps "
+        "their errors apart",
+    ),
+    Idea(
+        "outside-1",
+        "the same, where they count as much as their own: six teachers of all labels",
+        ("teacher.outside=1",),
+        0.6,
+        "the best single teachers, whose errors differ by their seeds alone",
+    ),
+    Idea(
         "mixup",
         "the student's images mixed in pairs, its teachers looking at the mixture",
         ("student.mixup=0.2", "distill.cache=off"),

@@ -416,7 +416,7 @@ class PartitionConfig(Section):
 class TrainConfig(Section):
     """One training. `train` holds for all; `baseline`, `teacher` and `student` override it key by key."""
 
-    later = frozenset({"mixup", "patience"})
+    later = frozenset({"mixup", "patience", "outside"})
 
     epochs: int = Field(40, ge=1)
     patience: int | None = Field(
@@ -462,6 +462,14 @@ class TrainConfig(Section):
     )
     shrink: int | None = Field(
         None, ge=16, description="side in pixels that the model shrinks its images to; null: not at all"
+    )
+
+    outside: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="of teachers: what the labels outside of its group count, in a teacher's loss and in its "
+        "answers; with 0 it does not know them",
     )
 
     @property

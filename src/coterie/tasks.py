@@ -62,10 +62,11 @@ class Task(nn.Module):
     is `cut` if a part of it is frozen. It `needs_images` where features of that part are not enough, and
     `shares_batches` where other processes have the rest of each batch. `progress` is where the training is: 0
     at its first step, 1 at its last. `mixup`: images are mixed in pairs, by shares from Beta(mixup, mixup); 0
-    for none.
+    for none. `counts` [len(columns)]: what each of these labels counts on validation; None: all the same.
     """
 
     progress: float = 0.0
+    counts: Tensor | None = None
     cut: Cut | None = None
     shares_batches: bool = False
 
@@ -99,13 +100,22 @@ class Task(nn.Module):
 
 
 class ClassificationTask(Task):
-    """Train `model` on the targets in `columns` of the full label set: baseline (all) and teachers."""
+    """Train `model` on the targets in `columns` of the full label set: baseline (all) and teachers.
+
+    `counts` [len(columns)]: what each of these labels counts in the loss, and on validation.
+    """
 
     def __init__(
-        self, model: nn.Module, columns: list[int], loss: ClassificationLoss, mixup: float = 0.0
+        self,
+        model: nn.Module,
+        columns: list[int],
+        loss: ClassificationLoss,
+        mixup: float = 0.0,
+        counts: Sequence[float] | None = None,
     ) -> None:
         super().__init__(model, columns, mixup)
-        self.loss = loss
+        self.loss = loss if counts is None else counted_loss(loss, counts)
+        self.counts = None if counts is None else torch.tensor(counts)
 
     def forward(self, images: Tensor, targets: Tensor, are_features: bool = False) -> dict[str, Tensor]:
         """Images [B, 3, H, W] or features of the frozen part, targets [B, C] -> loss [], logits
@@ -115,6 +125,20 @@ class ClassificationTask(Task):
         logits = self.answer(images if mixture is None else mixture.images(images), are_features)
         loss = self.loss(logits, targets) if mixture is None else mixture.loss(self.loss, logits, targets)
         return {"loss": loss, "logits": logits}
+
+
+def counted_loss(loss: ClassificationLoss, counts: Sequence[float]) -> ClassificationLoss:
+    """`loss`, which sums over labels, where each label [C] counts so much."""
+    parts = [
+        (count, [column for column, other in enumerate(counts) if other == count])
+        for count in sorted(set(counts), reverse=True)
+    ]
+
+    def weighed(logits: Tensor, targets: Tensor) -> Tensor:
+        losses = [count * loss(logits[:, columns], targets[:, columns]) for count, columns in parts]
+        return torch.stack(losses).sum()
+
+    return weighed
 
 
 class DistillationTask(Task):

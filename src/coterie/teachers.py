@@ -17,17 +17,22 @@ from coterie.models.output_layer import OutputLayer
 class Branch(nn.Module):
     """The teachers of one partition: images [B, 3, H, W] -> logits [B, C] in the order of `class_names`.
 
-    `teachers`: (model, the class names of its logits in order). Together they cover every class once, or
-    CheckpointError. The teachers have no gradients and stay in evaluation mode whatever the module around
-    them does.
+    `teachers`: (model, the class names of its group). Together the groups cover every class once, or
+    CheckpointError. A model answers for its group, in that order; with `outside` above 0 for all classes, and
+    the logit of a class is the mean of all teachers' then, in which those of other groups count `outside`.
+    The teachers have no gradients and stay in evaluation mode whatever the module around them does.
     """
 
     columns: Tensor
     owners: Tensor
     places: Tensor
+    shares: Tensor
 
     def __init__(
-        self, teachers: Sequence[tuple[nn.Module, Sequence[str]]], class_names: Sequence[str]
+        self,
+        teachers: Sequence[tuple[nn.Module, Sequence[str]]],
+        class_names: Sequence[str],
+        outside: float = 0.0,
     ) -> None:
         super().__init__()
         answered = [name for _, names in teachers for name in names]
@@ -44,6 +49,7 @@ class Branch(nn.Module):
             )
         self.models = nn.ModuleList(model for model, _ in teachers)
         self.num_classes = len(class_names)
+        self.outside = outside
         self.group_sizes = [len(names) for _, names in teachers]
         # Column j of the joined logits is class answered[j]; this puts them where class_names has them.
         order = [answered.index(name) for name in class_names]
@@ -52,6 +58,12 @@ class Branch(nn.Module):
         where = [(number, place) for number, size in enumerate(self.group_sizes) for place in range(size)]
         for name, values in zip(("owners", "places"), zip(*where, strict=True), strict=True):
             self.register_buffer(name, torch.tensor(values)[self.columns], persistent=False)
+        # of each teacher in the mean of each class, [T, C]
+        owned = self.owners == torch.arange(len(teachers))[:, None]
+        counts = torch.where(owned, 1.0, outside)
+        self.register_buffer("shares", counts / counts.sum(dim=0), persistent=False)
+        if outside > 0:
+            self.places.copy_(torch.arange(self.num_classes))
         self.requires_grad_(False)
         self.eval()
 
@@ -68,25 +80,31 @@ class Branch(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        joined = torch.cat([model(images) for model in self.models], dim=1)
-        return joined[:, self.columns]
+        return self._joined([model(images) for model in self.models])
+
+    def _joined(self, answers: Sequence[Tensor]) -> Tensor:
+        """The logits [B, C] of the branch, of what each teacher answers."""
+        if self.outside > 0:
+            return (torch.stack([*answers]) * self.shares[:, None]).sum(dim=0)
+        return torch.cat([*answers], dim=1)[:, self.columns]
 
     @torch.no_grad()
     def with_embeddings(self, images: Tensor, positives: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """The logits [B, C], and the label-wise embeddings [P, D] of `positives`: images [P] of the batch and
-        labels [P]. ConfigError where a teacher has no output layer to take them from.
+        labels [P], each of the teacher of the label's group. ConfigError where a teacher has no output layer
+        to take them from.
         """
         rows, labels = positives
         logits, parts, order = [], [], []
         for number, (model, size) in enumerate(zip(self.models, self.group_sizes, strict=True)):
-            layer = OutputLayer(model, size, "distill.relations")
+            layer = OutputLayer(model, self.num_classes if self.outside else size, "distill.relations")
             with layer.watched():
                 logits.append(model(images))
             own = (self.owners[labels] == number).nonzero().flatten()
             parts.append(layer.embeddings(rows[own], self.places[labels[own]]))
             order.append(own)
         embeddings = torch.cat(parts)[torch.cat(order).argsort()]
-        return torch.cat(logits, dim=1)[:, self.columns], embeddings
+        return self._joined(logits), embeddings
 
 
 class Teachers(nn.Module):

@@ -413,7 +413,7 @@ class Trainer:
         """The epoch's line of the log, by the first of the processes; None where a logit is not finite."""
         if not self.ranks.is_first or not logits.isfinite().all():
             return None
-        map_ = mean_average_precision(logits, targets[:, self.task.columns])
+        map_ = mean_average_precision(logits, targets[:, self.task.columns], self.task.counts)
         return {"epoch": self.state.epoch + 1, **self._epoch.means(), "val_mAP": map_}
 
     def _fitting(self) -> AbstractContextManager[None]:
@@ -618,11 +618,17 @@ def predict_logits(
     return torch.cat(logits), torch.cat(targets)
 
 
-def mean_average_precision(logits: Tensor, targets: Tensor) -> float | None:
-    """mAP in percent over the classes with positives, None where there is none."""
+def mean_average_precision(logits: Tensor, targets: Tensor, counts: Tensor | None = None) -> float | None:
+    """mAP in percent over the classes with positives, None where there is none. `counts` [C]: what each class
+    counts in the mean.
+    """
     per_class = average_precision(logits, targets)
-    known = per_class[~per_class.isnan()]
-    return 100 * known.mean().item() if len(known) else None
+    known = ~per_class.isnan()
+    if not known.any():
+        return None
+    if counts is None:
+        return 100 * per_class[known].mean().item()
+    return 100 * ((per_class * counts)[known].sum() / counts[known].sum()).item()
 
 
 def prepare(

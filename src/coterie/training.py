@@ -148,7 +148,7 @@ class Workshop:
             model,
             Checkpoint(
                 name=training.name,
-                class_names=training.class_names,
+                class_names=self.answered(training),
                 architecture=describe_architecture(self.factory_of(job.settings)),
                 preprocessing=self.factory.preprocessing,
                 threshold=self.config.threshold,
@@ -170,12 +170,29 @@ class Workshop:
         """What builds the models of trainings with these settings."""
         return replace(self.factory, shrink=settings.shrink)
 
+    def answered(self, training: Training) -> tuple[str, ...]:
+        """The classes that the model of a training answers for: its own, or all of the data where a teacher
+        learns those outside of its group beside them.
+        """
+        return self.dataset.class_names if self._learns_outside(training) else training.class_names
+
+    def counts(self, training: Training) -> list[float] | None:
+        """What the classes that it answers for count in a training; None where all count the same."""
+        if not self._learns_outside(training):
+            return None
+        group = set(training.class_names)
+        return [1.0 if name in group else self.config.teacher.outside for name in self.dataset.class_names]
+
+    def _learns_outside(self, training: Training) -> bool:
+        is_of_some = len(training.class_names) < self.dataset.num_classes
+        return training.branch is not None and is_of_some and self.config.teacher.outside > 0
+
     def load(self, training: Training) -> nn.Module:
-        """The model of a finished training; CheckpointError where it answers for other classes than the
-        manifest says, or wants other images than this run makes.
+        """The model of a finished training; CheckpointError where it answers for other classes than it
+        should by the manifest, or wants other images than this run makes.
         """
         model, checkpoint = load_model(self.folder / training.name, self.factory.builder)
-        if checkpoint.class_names != training.class_names:
+        if checkpoint.class_names != self.answered(training):
             raise CheckpointError(f"{training.name} answers for other classes than the manifest says")
         if checkpoint.preprocessing != self.factory.preprocessing:
             raise CheckpointError(
@@ -190,7 +207,9 @@ class Workshop:
         """
         own = [training for training in teachers if kind in (training.branch, training.name)]
         return Branch(
-            [(self.load(training), training.class_names) for training in own], self.dataset.class_names
+            [(self.load(training), training.class_names) for training in own],
+            self.dataset.class_names,
+            self.config.teacher.outside if len(own) > 1 else 0.0,
         )
 
 
@@ -250,15 +269,16 @@ class _Group:
         return derive_seed(self.config.seed if of_student is None else of_student, training.name)
 
     def _columns(self, training: Training) -> list[int]:
-        return [self.dataset.class_names.index(name) for name in training.class_names]
+        return [self.dataset.class_names.index(name) for name in self.workshop.answered(training)]
 
     def _model(self, job: Job) -> nn.Module:
         """A new model, with the weights that it starts from."""
         training = job.training
-        model = self.workshop.factory_of(job.settings).build(training.class_names, self._seed(training))
+        answered = self.workshop.answered(training)
+        model = self.workshop.factory_of(job.settings).build(answered, self._seed(training))
         if job.settings.start == "baseline":
             baseline = self.workshop.load(Training(BASELINE, self.dataset.class_names))
-            inherit_weights(model, baseline, training.class_names, self.dataset.class_names)
+            inherit_weights(model, baseline, answered, self.dataset.class_names)
         return model
 
     def _frozen_part(self, models: Sequence[nn.Module]) -> Cut | None:
@@ -354,7 +374,13 @@ class _Group:
     def _task(self, job: Job, model: nn.Module, taught: Taught | None) -> Task:
         loss = classification_loss(job.settings)
         if taught is None:
-            return ClassificationTask(model, self._columns(job.training), loss, job.settings.mixup)
+            return ClassificationTask(
+                model,
+                self._columns(job.training),
+                loss,
+                job.settings.mixup,
+                self.workshop.counts(job.training),
+            )
         return DistillationTask(
             model,
             taught.teachers,
