@@ -31,8 +31,8 @@ SWEEPS = {"a": (0.25, 0.75), "w": (0.25, 0.95), "k": (2, 5), "root": (1, 4)}
 # What the recommended recipe is compared with, beside the baseline: (row, the other row)
 COMPARED = (
     *(("psd", "k1"), ("psd", "random"), ("psd", "random-equal"), ("psd", "compute-run")),
-    *(("psd", "compute-student"), ("psd", "ensemble"), ("psd", "k1-repeated"), ("psd", "paper")),
-    *(("psd", "two-branches"), ("psd", "cgp"), ("psd", "dgp"), ("psd", "squared-error")),
+    *(("psd", "compute-student"), ("psd", "ensemble"), ("psd", "k1-repeated"), ("psd", "k1-six")),
+    *(("psd", "paper"), ("psd", "two-branches"), ("psd", "cgp"), ("psd", "dgp"), ("psd", "squared-error")),
     ("ensemble", "baseline"),
 )
 RESAMPLES = 1000
@@ -46,15 +46,16 @@ def own_rows(searched: Sequence[str], views: int | None = VIEWS) -> tuple[Row, .
     rate = float(value_of("train.lr", searched))
     paper = (
         *("partition.co_method=paper", "partition.dis_method=paper", "distill.loss=squared-error"),
-        *("distill.w=0.5", "distill.a=0.5", "distill.baseline=0", "distill.ap_power=0"),
+        *("distill.w=0.5", "distill.a=0.5", "distill.baseline=0", "distill.ap_power=0", "teacher.outside=0"),
         *(f"{role}.{word}" for role in ("teacher", "student") for word in ("loss=asl", "gamma_neg=4")),
     )
     as_searched = (
-        *("distill.baseline=0", f"student.epochs={value_of('train.epochs', searched)}"),
+        *("distill.baseline=0", "teacher.outside=0", f"student.epochs={value_of('train.epochs', searched)}"),
         f"student.views={json.dumps(views)}",
     )
     return (
         Row("k1-repeated", "three teachers of all labels (K = 1)", ("k=1", "partition.repeats=3")),
+        Row("k1-six", "six teachers of all labels (K = 1)", ("k=1", "partition.repeats=6")),
         Row("two-branches", "both branches, as searched", (*without_train(searched), *as_searched)),
         Row("paper", "the paper's recipe, its student at our rate", (*paper, f"student.lr={rate:.3g}")),
         Row(

@@ -340,12 +340,15 @@ def training_key(
     run nor what else is trained in it. `others`: (name, hash of the weights) of the teachers of which a
     student learns, and of the baseline where a training starts from it.
     """
+    settings = training_settings(config, training).inputs()
+    if config.k == 1:
+        settings.pop("outside", None)  # of one group there is nothing
     inputs: dict[str, Any] = {
         "data": fingerprint,
         # with the seed, the name decides about first weights, views and order
         "name": training.name,
         "class_names": training.class_names,
-        "settings": training_settings(config, training).inputs(),
+        "settings": settings,
         "augment": config.augment.inputs(),
         # files count by their content, which is in `start`
         "model": config.model.inputs() | {"weights": None, "word_vectors": None},
