@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from benchmarks.gain import page, unlabelled
-from benchmarks.gain.folds import folded, together
+from benchmarks.gain.folds import folded, over_folds, together
 from benchmarks.gain.ideas import IDEAS, Idea, Tried, kept_words, try_ideas
 from benchmarks.gain.protocol import Protocol, split_to_search
 from benchmarks.gain.rows import kept, own_rows
@@ -21,18 +21,17 @@ from benchmarks.gain.search import Search, Step, search_baseline, search_student
 from benchmarks.gain.series import BACKBONES, HEADS, NEW_VIEWS, adapted_to
 from benchmarks.gain.unlabelled import LEFT_OUT, halved, steps_kept
 
-from coterie.ablation import Ablation, Row, intervals
+from coterie.ablation import Ablation, Row
 from coterie.ablation.report import Outcome
 from coterie.config import load_config
-from coterie.logits import SplitLogits
 
 BASELINE = Row("baseline", "baseline", model="baseline")
 
 
-def found(maps: dict[Row, dict[int, float]], split: str = "val", run: str = "") -> Ablation:
-    """A finished ablation with this mAP of each row at each seed, all of one run."""
+def found(maps: dict[Row, dict[int, float]], split: str = "val") -> Ablation:
+    """A finished ablation with this mAP of each row at each seed."""
     outcomes = tuple(
-        Outcome(row.name, seed, run, {split: {"mAP": value}}, {}, {})
+        Outcome(row.name, seed, "", {split: {"mAP": value}}, {}, {})
         for row, values in maps.items()
         for seed, value in values.items()
     )
@@ -180,26 +179,20 @@ def test_each_image_is_measured_in_one_fold() -> None:
     assert folded(rows, 0) == folded(rows, 0)
 
 
-def test_folds_are_as_seeds_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    def logits(run: Path, split: str) -> SplitLogits:
-        """Of three images, where the student is right in both folds, and the baseline in fold 1."""
-        targets = np.array([[1], [1], [0]], np.int8)
-        right = targets.astype(np.float32)
-        models = {"student": right, "baseline": right if run.name == "1" else -right}
-        return SplitLogits(split, "", ("a",), ("x", "y", "z"), targets, models)
-
-    monkeypatch.setattr(intervals, "read_logits", logits)
+def test_folds_are_as_seeds_together() -> None:
+    differences = {0: 1.0, 1: 2.0, 2: 4.0, 3: 1.5, 4: 0.5}
     folds = [
-        found({BASELINE: {number: baseline}, Row("psd", ""): {number: 100.0}}, run=str(number))
-        for number, baseline in ((0, 58.0), (1, 100.0))
+        found({BASELINE: {number: 40.0 + number}, Row("psd", ""): {number: 40.0 + number + difference}})
+        for number, difference in differences.items()
     ]
     pooled = together(folds)
-    assert pooled.seeds == (0, 1)
-    assert pooled.values("baseline", "val") == {0: 58.0, 1: 100.0}
-    assert pooled.difference("psd", "val").mean == 21
-    low, high = pooled.intervals["val"]["psd"]
-    assert low == 0  # where fold 1 is drawn twice
-    assert 42 < high < 100
+    assert pooled.seeds == (0, 1, 2, 3, 4)
+    assert pooled.values("baseline", "val") == {number: 40.0 + number for number in differences}
+    assert pooled.difference("psd", "val").mean == pytest.approx(1.8)
+    # the sample standard deviation is 1.351, and the quantile of t with four degrees of freedom 2.776
+    half = 2.776 * 1.351 / 5**0.5
+    assert pooled.intervals["val"]["psd"] == pytest.approx((1.8 - half, 1.8 + half), abs=1e-3)
+    assert over_folds(pooled, "val")("baseline", "psd") == pytest.approx((-1.8 - half, -1.8 + half), abs=1e-3)
 
 
 def test_unlabelled_images_are_compared_with_none(monkeypatch: pytest.MonkeyPatch) -> None:

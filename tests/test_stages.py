@@ -40,8 +40,10 @@ def test_a_setting_of_the_student_that_came_later_is_in_its_key_alone(word: str)
 
 
 def test_what_is_outside_of_a_group_is_in_the_key_of_a_teacher_that_has_one() -> None:
-    before, found = keys(), keys("teacher.outside=0.5")
-    assert [key != other for key, other in zip(found, before, strict=True)] == [False, True, False]
+    before = keys()
+    for role in ("teacher", "train"):
+        found = keys(f"{role}.outside=0.5")
+        assert [key != other for key, other in zip(found, before, strict=True)] == [False, True, False]
     assert keys("teacher.outside=0") == before
     assert keys("teacher.outside=0.5", "k=1") == before
 

@@ -68,6 +68,19 @@ def test_teachers_that_know_all_classes_answer_together() -> None:
     assert alike(IMAGES)[0].tolist() == pytest.approx([2.5, 5.0, 6.0])
 
 
+def test_embeddings_are_of_the_teacher_of_the_labels_group() -> None:
+    one, other = tiny_net(0), tiny_net(1)
+    groups = [[CLASS_NAMES[2], CLASS_NAMES[0]], [CLASS_NAMES[1], CLASS_NAMES[3]]]
+    branch = Branch([(one, groups[0]), (other, groups[1])], CLASS_NAMES, outside=0.5)
+    images = torch.rand(2, 3, 8, 8)
+    rows, labels = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 2, 3])
+    logits, embeddings = branch.with_embeddings(images, (rows, labels))
+    assert torch.equal(logits, branch(images))
+    for row, label, embedding, owner in zip(rows, labels, embeddings, (one, other, one, other), strict=True):
+        own = owner(images)[row, label] - owner.head.bias[label]
+        assert embedding.sum().item() == pytest.approx(own.item(), abs=1e-5)
+
+
 def test_more_than_ten_teachers_keep_their_order() -> None:
     names = [f"class {number}" for number in range(12)]
     branch = Branch([(Answers([name]), [name]) for name in names], names)

@@ -7,29 +7,34 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from math import sqrt
+from statistics import mean, stdev
 
 import numpy as np
+from scipy import stats
 
 from benchmarks.gain.protocol import Protocol, Rows, frequent
-from benchmarks.gain.rows import write_rows
+from benchmarks.gain.rows import Intervals, own_rows, write_rows
 from benchmarks.gain.search import Words
 from coterie.ablation import Ablation
-from coterie.ablation.intervals import difference_intervals
+from coterie.ablation.report import Interval
 
 NAME = "folds"
 FOLDS = 5
 VALIDATED = 400  # images, of those that a fold does not measure: as many as of the published split
+OWN = ("k1-repeated", "k1-six")
 ROWS = ("baseline", "compute-run", "k1", "random", "random-equal", "cgp", "dgp", "psd", "all-teachers")
 
 
 def measure_folds(protocol: Protocol, recommended: Words) -> None:
     """The recommended recipe and its controls; the seed of a fold is its number."""
+    own = [row for row in own_rows(recommended) if row.name in OWN]
     found = []
     for number in range(FOLDS):
         name = f"fold-{number}"
         table = protocol.rewritten(name, partial(folded, number=number))
-        found.append(replace(protocol, seeds=(number,)).measured(name, recommended, (), ROWS, table=table))
-    write_rows(protocol.out, NAME, together(found), size=None)
+        found.append(replace(protocol, seeds=(number,)).measured(name, recommended, own, ROWS, table=table))
+    write_rows(protocol.out, NAME, together(found), size=None, intervals=over_folds)
 
 
 def folded(rows: Rows, number: int, folds: int = FOLDS, validated: int = VALIDATED) -> Rows:
@@ -48,9 +53,29 @@ def folded(rows: Rows, number: int, folds: int = FOLDS, validated: int = VALIDAT
 
 
 def together(found: Sequence[Ablation]) -> Ablation:
-    """The rows over all folds, each as a seed; intervals over folds and the images of each."""
+    """The rows over all folds, each as a seed, with the intervals of their differences to the baseline."""
     first = found[0]
     seeds = tuple(seed for each in found for seed in each.seeds)
     outcomes = tuple(outcome for each in found for outcome in each.outcomes)
     pooled = Ablation(first.rows, seeds, outcomes, ())
-    return replace(pooled, intervals=difference_intervals(pooled))
+    intervals = {
+        split: {row.name: interval for row in first.rows[1:] if (interval := of(row.name, "baseline"))}
+        for split in pooled.splits
+        for of in [over_folds(pooled, split)]
+    }
+    return replace(pooled, intervals=intervals)
+
+
+def over_folds(pooled: Ablation, split: str) -> Intervals:
+    """The 95 % t intervals of differences over folds, n - 1 degrees of freedom. Each fold has images and a
+    seed of its own, so that what both change is in how far the folds differ; that they share images to learn
+    from is not.
+    """
+
+    def between(row: str, other: str) -> Interval:
+        values, others = pooled.values(row, split), pooled.values(other, split)
+        differences = [values[fold] - others[fold] for fold in values]
+        half = stats.t.ppf(0.975, len(differences) - 1) * stdev(differences) / sqrt(len(differences))
+        return Interval(mean(differences) - half, mean(differences) + half)
+
+    return between

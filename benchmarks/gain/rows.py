@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import mean
 
@@ -15,7 +16,7 @@ from benchmarks.gain.protocol import VIEWS, K
 from benchmarks.gain.search import value_of
 from coterie.ablation import Ablation, Row
 from coterie.ablation.intervals import interval_between, resampled_maps
-from coterie.ablation.report import summary
+from coterie.ablation.report import Interval, summary
 from coterie.files import atomic_write
 from coterie.intervals import resampled_map
 from coterie.logits import read_logits
@@ -36,6 +37,7 @@ COMPARED = (
     ("ensemble", "baseline"),
 )
 RESAMPLES = 1000
+Intervals = Callable[[str, str], Interval | None]  # of how far one row is ahead of another
 ENSEMBLE = "ensemble"
 
 
@@ -94,27 +96,33 @@ def baseline_ensembles(found: Ablation, split: str, size: int) -> Ensembles:
     return ensembles
 
 
-def write_rows(out: Path, name: str, found: Ablation, size: int | None = K) -> None:
+def write_rows(
+    out: Path,
+    name: str,
+    found: Ablation,
+    size: int | None = K,
+    intervals: Callable[[Ablation, str], Intervals] | None = None,
+) -> None:
     """All that the page needs of the rows, in `name`.json; `size`: how many teachers a branch has, and
-    baselines an ensemble, None for no ensembles.
+    baselines an ensemble, None for no ensembles. `intervals` of a split: by default those of the bootstrap.
     """
     by_seed: dict[str, dict[str, dict[int, float]]] = {}
     compared = []
     for split in found.splits:
-        maps = resampled_maps(found, split)
+        maps = {} if intervals else resampled_maps(found, split)
         values = {row.name: found.values(row.name, split) for row in found.rows}
         if size is not None and len(found.seeds) >= size:
             ensembles = baseline_ensembles(found, split, size)
             maps |= ensembles.resampled
             values[ENSEMBLE] = ensembles.map
         by_seed[split] = values
+        between = intervals(found, split) if intervals else partial(interval_between, maps, seeds=found.seeds)
         for row, other in COMPARED:
             if row in values and other in values:
                 difference = mean(values[row][seed] - values[other][seed] for seed in values[row])
-                interval = interval_between(maps, row, other, found.seeds)
                 compared.append(
                     {"split": split, "row": row, "other": other, "difference": difference}
-                    | {"interval": interval}
+                    | {"interval": between(row, other)}
                 )
     content = {
         "seeds": found.seeds,

@@ -341,8 +341,8 @@ def training_key(
     student learns, and of the baseline where a training starts from it.
     """
     settings = training_settings(config, training).inputs()
-    if config.k == 1:
-        settings.pop("outside", None)  # of one group there is nothing
+    if training.branch is None or config.k == 1:
+        settings.pop("outside", None)  # of all labels there is nothing
     inputs: dict[str, Any] = {
         "data": fingerprint,
         # with the seed, the name decides about first weights, views and order

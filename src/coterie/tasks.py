@@ -114,8 +114,13 @@ class ClassificationTask(Task):
         counts: Sequence[float] | None = None,
     ) -> None:
         super().__init__(model, columns, mixup)
-        self.loss = loss if counts is None else counted_loss(loss, counts)
+        self.plain_loss = loss
         self.counts = None if counts is None else torch.tensor(counts)
+        # the places of the labels that count the same; on the device, as a copy there would wait for it
+        self.alike = sorted(set(counts or ()), reverse=True)
+        for number, count in enumerate(self.alike):
+            places = [place for place, other in enumerate(counts or ()) if other == count]
+            self.register_buffer(f"places_{number}", torch.tensor(places), persistent=False)
 
     def forward(self, images: Tensor, targets: Tensor, are_features: bool = False) -> dict[str, Tensor]:
         """Images [B, 3, H, W] or features of the frozen part, targets [B, C] -> loss [], logits
@@ -126,19 +131,15 @@ class ClassificationTask(Task):
         loss = self.loss(logits, targets) if mixture is None else mixture.loss(self.loss, logits, targets)
         return {"loss": loss, "logits": logits}
 
-
-def counted_loss(loss: ClassificationLoss, counts: Sequence[float]) -> ClassificationLoss:
-    """`loss`, which sums over labels, where each label [C] counts so much."""
-    parts = [
-        (count, [column for column, other in enumerate(counts) if other == count])
-        for count in sorted(set(counts), reverse=True)
-    ]
-
-    def weighed(logits: Tensor, targets: Tensor) -> Tensor:
-        losses = [count * loss(logits[:, columns], targets[:, columns]) for count, columns in parts]
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """The loss, a sum over labels, in which each counts as much as it should."""
+        if not self.alike:
+            return self.plain_loss(logits, targets)
+        losses = []
+        for number, count in enumerate(self.alike):
+            places = self.get_buffer(f"places_{number}")
+            losses.append(count * self.plain_loss(logits[:, places], targets[:, places]))
         return torch.stack(losses).sum()
-
-    return weighed
 
 
 class DistillationTask(Task):

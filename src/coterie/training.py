@@ -178,7 +178,7 @@ class Workshop:
 
     def counts(self, training: Training) -> list[float] | None:
         """What the classes that it answers for count in a training; None where all count the same."""
-        if not self._learns_outside(training):
+        if not self._learns_outside(training) or self.config.teacher.outside == 1:
             return None
         group = set(training.class_names)
         return [1.0 if name in group else self.config.teacher.outside for name in self.dataset.class_names]
