@@ -24,7 +24,7 @@ from pathlib import Path
 from benchmarks.gain.folds import measure_folds
 from benchmarks.gain.ideas import IDEAS, kept_words, try_ideas
 from benchmarks.gain.protocol import VIEWS, Protocol
-from benchmarks.gain.rows import ALWAYS, CONTROLS, SWEEPS, own_rows, write_rows
+from benchmarks.gain.rows import ALWAYS, AS_SEARCHED, CONTROLS, SWEEPS, own_rows, write_rows
 from benchmarks.gain.search import FIRST_RATE, search_baseline, search_student
 from benchmarks.gain.series import measure_backbones, measure_heads, measure_new_views, measure_scenes
 from benchmarks.gain.unlabelled import measure_unlabelled
@@ -46,14 +46,18 @@ def do(protocol: Protocol, parts: Sequence[str], ideas: Sequence[str], rows: Seq
         recommended = (*student, *kept_words(tried))
     if "rows" in parts:
         views = None if protocol.whole else VIEWS
-        own = [row for row in own_rows(student, views) if rows is None or row.name in rows]
+        own = [
+            row
+            for row in own_rows(student, views)
+            if (rows is None or row.name in rows) and (row.name != AS_SEARCHED or recommended != student)
+        ]
         names = [name for name in CONTROLS if rows is None or name in {*rows, *ALWAYS}]
         write_rows(protocol.out, "rows", protocol.measured("rows", recommended, own, names))
     if "sweeps" in parts:
         found = protocol.measured("rows", recommended, (), ("psd",), SWEEPS)
         write_rows(protocol.out, "sweeps", found)
     if "folds" in parts:
-        measure_folds(protocol, recommended)
+        measure_folds(protocol, recommended, rows)
     if "new-views" in parts:
         measure_new_views(protocol, recommended)
     if "heads" in parts:
@@ -78,7 +82,8 @@ def main() -> int:
     ideas = [idea.name for idea in IDEAS]
     parser.add_argument("--ideas", nargs="*", choices=ideas, default=ideas, help="to try; by default all")
     rows = [*CONTROLS, *(row.name for row in own_rows([f"train.lr={FIRST_RATE}", "train.epochs=32"]))]
-    parser.add_argument("--rows", nargs="+", choices=rows, help="of the part `rows`; by default all")
+    of_rows = "of the parts `rows` and `folds`; by default all"
+    parser.add_argument("--rows", nargs="+", choices=rows, help=of_rows)
     parser.add_argument("--whole", action="store_true", help="train all layers, at 224 pixels: for a GPU")
     arguments, words = parser.parse_known_args()
     protocol = Protocol(

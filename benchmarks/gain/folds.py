@@ -14,7 +14,7 @@ import numpy as np
 from scipy import stats
 
 from benchmarks.gain.protocol import Protocol, Rows, frequent
-from benchmarks.gain.rows import Intervals, own_rows, write_rows
+from benchmarks.gain.rows import ALWAYS, Intervals, own_rows, write_rows
 from benchmarks.gain.search import Words
 from coterie.ablation import Ablation
 from coterie.ablation.report import Interval
@@ -26,14 +26,15 @@ OWN = ("k1-repeated", "k1-six")
 ROWS = ("baseline", "compute-run", "k1", "random", "random-equal", "cgp", "dgp", "psd", "all-teachers")
 
 
-def measure_folds(protocol: Protocol, recommended: Words) -> None:
-    """The recommended recipe and its controls; the seed of a fold is its number."""
-    own = [row for row in own_rows(recommended) if row.name in OWN]
+def measure_folds(protocol: Protocol, recommended: Words, rows: Sequence[str] | None = None) -> None:
+    """The recommended recipe and its controls, of which `rows` chooses; the seed of a fold is its number."""
+    own = [row for row in own_rows(recommended) if row.name in OWN and (rows is None or row.name in rows)]
+    names = [name for name in ROWS if rows is None or name in {*rows, *ALWAYS}]
     found = []
     for number in range(FOLDS):
         name = f"fold-{number}"
         table = protocol.rewritten(name, partial(folded, number=number))
-        found.append(replace(protocol, seeds=(number,)).measured(name, recommended, own, ROWS, table=table))
+        found.append(replace(protocol, seeds=(number,)).measured(name, recommended, own, names, table=table))
     write_rows(protocol.out, NAME, together(found), size=None, intervals=over_folds)
 
 

@@ -29,16 +29,17 @@ CONTROLS = (
 # what is claimed is of them: they are measured whatever rows are chosen
 ALWAYS = ("psd", "all-teachers")
 SWEEPS = {"a": (0.25, 0.75), "w": (0.25, 0.95), "k": (2, 5), "root": (1, 4)}
+ENSEMBLE = "ensemble"
+AS_SEARCHED = "two-branches"  # PSD without what was added to it, where something was
 # What the recommended recipe is compared with, beside the baseline: (row, the other row)
 COMPARED = (
     *(("psd", "k1"), ("psd", "random"), ("psd", "random-equal"), ("psd", "compute-run")),
     *(("psd", "compute-student"), ("psd", "ensemble"), ("psd", "k1-repeated"), ("psd", "k1-six")),
-    *(("psd", "paper"), ("psd", "two-branches"), ("psd", "cgp"), ("psd", "dgp"), ("psd", "squared-error")),
+    *(("psd", "paper"), ("psd", AS_SEARCHED), ("psd", "cgp"), ("psd", "dgp"), ("psd", "squared-error")),
     ("ensemble", "baseline"),
 )
 RESAMPLES = 1000
 Intervals = Callable[[str, str], Interval | None]  # of how far one row is ahead of another
-ENSEMBLE = "ensemble"
 
 
 def own_rows(searched: Sequence[str], views: int | None = VIEWS) -> tuple[Row, ...]:
@@ -58,7 +59,7 @@ def own_rows(searched: Sequence[str], views: int | None = VIEWS) -> tuple[Row, .
     return (
         Row("k1-repeated", "three teachers of all labels (K = 1)", ("k=1", "partition.repeats=3")),
         Row("k1-six", "six teachers of all labels (K = 1)", ("k=1", "partition.repeats=6")),
-        Row("two-branches", "both branches, as searched", (*without_train(searched), *as_searched)),
+        Row(AS_SEARCHED, "both branches, as searched", (*without_train(searched), *as_searched)),
         Row("paper", "the paper's recipe, its student at our rate", (*paper, f"student.lr={rate:.3g}")),
         Row(
             "paper-rate",
