@@ -253,6 +253,7 @@ def _reached(is_so: bool) -> str:
 BLOCKS: dict[str, tuple[Callable[[Any], str], str]] = {
     "claims": (claims, "rows"),
     "claims-of-folds": (claims, folds.NAME),
+    "compared-of-folds": (compared_table, folds.NAME),
     "rows": (rows_table, "rows"),
     "gain": (gain_table, "rows"),
     "compared": (compared_table, "rows"),
