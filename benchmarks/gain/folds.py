@@ -4,7 +4,7 @@ differences are known more exactly than the test images of one split can tell.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from math import sqrt
@@ -14,10 +14,11 @@ import numpy as np
 from scipy import stats
 
 from benchmarks.gain.protocol import Protocol, Rows, frequent
-from benchmarks.gain.rows import ALWAYS, Intervals, own_rows, write_rows
+from benchmarks.gain.rows import ALWAYS, own_rows, write_rows
 from benchmarks.gain.search import Words
 from coterie.ablation import Ablation
 from coterie.ablation.report import Interval
+from coterie.ablation.rows import BASELINE
 
 NAME = "folds"
 FOLDS = 5
@@ -60,14 +61,13 @@ def together(found: Sequence[Ablation]) -> Ablation:
     outcomes = tuple(outcome for each in found for outcome in each.outcomes)
     pooled = Ablation(first.rows, seeds, outcomes, ())
     intervals = {
-        split: {row.name: interval for row in first.rows[1:] if (interval := of(row.name, "baseline"))}
+        split: {row.name: over_folds(pooled, split)(row.name, BASELINE.name) for row in first.rows[1:]}
         for split in pooled.splits
-        for of in [over_folds(pooled, split)]
     }
     return replace(pooled, intervals=intervals)
 
 
-def over_folds(pooled: Ablation, split: str) -> Intervals:
+def over_folds(pooled: Ablation, split: str) -> Callable[[str, str], Interval]:
     """The 95 % t intervals of differences over folds, n - 1 degrees of freedom. Each fold has images and a
     seed of its own, so that what both change is in how far the folds differ; that they share images to learn
     from is not.

@@ -209,7 +209,7 @@ class Workshop:
         return Branch(
             [(self.load(training), training.class_names) for training in own],
             self.dataset.class_names,
-            self.config.teacher.outside if len(own) > 1 else 0.0,
+            self.config.teacher.outside if any(map(self._learns_outside, own)) else 0.0,
         )
 
 
