@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from benchmarks.gain import page, unlabelled
-from benchmarks.gain.folds import folded, over_folds, together
+from benchmarks.gain.folds import folded, over_folds, seeds_of, together
 from benchmarks.gain.ideas import IDEAS, Idea, Tried, kept_words, try_ideas
 from benchmarks.gain.protocol import Protocol, split_to_search
 from benchmarks.gain.rows import kept, own_rows
@@ -193,6 +193,28 @@ def test_folds_are_as_seeds_together() -> None:
     half = 2.776 * 1.351 / 5**0.5
     assert pooled.intervals["val"]["psd"] == pytest.approx((1.8 - half, 1.8 + half), abs=1e-3)
     assert over_folds(pooled, "val")("baseline", "psd") == pytest.approx((-1.8 - half, -1.8 + half), abs=1e-3)
+
+
+def test_of_a_fold_the_mean_over_its_seeds_counts() -> None:
+    """How far seeds of one fold differ is no other fold: two seeds alike must not narrow the interval."""
+    assert [seeds_of(fold, 2) for fold in range(5)] == [(0, 5), (1, 6), (2, 7), (3, 8), (4, 9)]
+    gains = {0: (0.0, 2.0), 1: (2.0, 2.0), 2: (3.0, 5.0), 3: (1.0, 2.0), 4: (0.0, 1.0)}
+    folds = [
+        found(
+            {
+                BASELINE: dict.fromkeys(seeds_of(fold, 2), 40.0),
+                Row("psd", ""): {
+                    seed: 40.0 + gain for seed, gain in zip(seeds_of(fold, 2), each, strict=True)
+                },
+            }
+        )
+        for fold, each in gains.items()
+    ]
+    pooled = together(folds)
+    assert pooled.spread("psd", "val").n == 10
+    assert pooled.difference("psd", "val").mean == pytest.approx(1.8)
+    half = 2.776 * 1.351 / 5**0.5  # as with the means 1, 2, 4, 1.5 and 0.5 alone
+    assert pooled.intervals["val"]["psd"] == pytest.approx((1.8 - half, 1.8 + half), abs=1e-3)
 
 
 def test_unlabelled_images_are_compared_with_none(monkeypatch: pytest.MonkeyPatch) -> None:

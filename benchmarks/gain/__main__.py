@@ -35,7 +35,13 @@ PARTS = (
 )
 
 
-def do(protocol: Protocol, parts: Sequence[str], ideas: Sequence[str], rows: Sequence[str] | None) -> None:
+def do(
+    protocol: Protocol,
+    parts: Sequence[str],
+    ideas: Sequence[str],
+    rows: Sequence[str],
+    fold_seeds: int,
+) -> None:
     """Do the parts, and of the searches what they need; what is done is read from OUT."""
     if set(parts) - {"scenes"}:
         searched = search_baseline(protocol)
@@ -49,15 +55,15 @@ def do(protocol: Protocol, parts: Sequence[str], ideas: Sequence[str], rows: Seq
         own = [
             row
             for row in own_rows(student, views)
-            if (rows is None or row.name in rows) and (row.name != AS_SEARCHED or recommended != student)
+            if row.name in rows and (row.name != AS_SEARCHED or recommended != student)
         ]
-        names = [name for name in CONTROLS if rows is None or name in {*rows, *ALWAYS}]
+        names = [name for name in CONTROLS if name in {*rows, *ALWAYS}]
         write_rows(protocol.out, "rows", protocol.measured("rows", recommended, own, names))
     if "sweeps" in parts:
         found = protocol.measured("rows", recommended, (), ("psd",), SWEEPS)
         write_rows(protocol.out, "sweeps", found)
     if "folds" in parts:
-        measure_folds(protocol, recommended, rows)
+        measure_folds(protocol, recommended, rows, fold_seeds)
     if "new-views" in parts:
         measure_new_views(protocol, recommended)
     if "heads" in parts:
@@ -76,6 +82,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("runs/benchmark-gain"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--search-seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--fold-seeds", type=int, default=1, help="of each fold")
     parser.add_argument("--epochs", type=int, default=32, help="that the search begins with")
     parser.add_argument("--at-once", type=int, default=1, help="runs at the same time")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
@@ -83,7 +90,7 @@ def main() -> int:
     parser.add_argument("--ideas", nargs="*", choices=ideas, default=ideas, help="to try; by default all")
     rows = [*CONTROLS, *(row.name for row in own_rows([f"train.lr={FIRST_RATE}", "train.epochs=32"]))]
     of_rows = "of the parts `rows` and `folds`; by default all"
-    parser.add_argument("--rows", nargs="+", choices=rows, help=of_rows)
+    parser.add_argument("--rows", nargs="+", choices=rows, default=rows, help=of_rows)
     parser.add_argument("--whole", action="store_true", help="train all layers, at 224 pixels: for a GPU")
     arguments, words = parser.parse_known_args()
     protocol = Protocol(
@@ -100,7 +107,7 @@ def main() -> int:
         if not path.exists():
             print(f"{path} is not there; name the folder by --data", file=sys.stderr)
             return 2
-    do(protocol, arguments.parts, arguments.ideas, arguments.rows)
+    do(protocol, arguments.parts, arguments.ideas, arguments.rows, arguments.fold_seeds)
     return 0
 
 

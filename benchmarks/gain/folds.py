@@ -27,16 +27,22 @@ OWN = ("k1-repeated", "k1-six")
 ROWS = ("baseline", "compute-run", "k1", "random", "random-equal", "cgp", "dgp", "psd", "all-teachers")
 
 
-def measure_folds(protocol: Protocol, recommended: Words, rows: Sequence[str] | None = None) -> None:
-    """The recommended recipe and its controls, of which `rows` chooses; the seed of a fold is its number."""
-    own = [row for row in own_rows(recommended) if row.name in OWN and (rows is None or row.name in rows)]
-    names = [name for name in ROWS if rows is None or name in {*rows, *ALWAYS}]
+def measure_folds(protocol: Protocol, recommended: Words, rows: Sequence[str], seeds: int = 1) -> None:
+    """The recommended recipe and its controls, of which `rows` chooses; each fold has so many `seeds`."""
+    own = [row for row in own_rows(recommended) if row.name in OWN and row.name in rows]
+    names = [name for name in ROWS if name in {*rows, *ALWAYS}]
     found = []
     for number in range(FOLDS):
         name = f"fold-{number}"
         table = protocol.rewritten(name, partial(folded, number=number))
-        found.append(replace(protocol, seeds=(number,)).measured(name, recommended, own, names, table=table))
+        of_fold = replace(protocol, seeds=seeds_of(number, seeds))
+        found.append(of_fold.measured(name, recommended, own, names, table=table))
     write_rows(protocol.out, NAME, together(found), size=None, intervals=over_folds)
+
+
+def seeds_of(fold: int, seeds: int) -> tuple[int, ...]:
+    """The first `seeds` seeds of a fold; no other fold has them."""
+    return tuple(fold + FOLDS * number for number in range(seeds))
 
 
 def folded(rows: Rows, number: int, folds: int = FOLDS, validated: int = VALIDATED) -> Rows:
@@ -55,7 +61,7 @@ def folded(rows: Rows, number: int, folds: int = FOLDS, validated: int = VALIDAT
 
 
 def together(found: Sequence[Ablation]) -> Ablation:
-    """The rows over all folds, each as a seed, with the intervals of their differences to the baseline."""
+    """The rows over all folds and their seeds, with the intervals of their differences to the baseline."""
     first = found[0]
     seeds = tuple(seed for each in found for seed in each.seeds)
     outcomes = tuple(outcome for each in found for outcome in each.outcomes)
@@ -68,14 +74,17 @@ def together(found: Sequence[Ablation]) -> Ablation:
 
 
 def over_folds(pooled: Ablation, split: str) -> Callable[[str, str], Interval]:
-    """The 95 % t intervals of differences over folds, n - 1 degrees of freedom. Each fold has images and a
-    seed of its own, so that what both change is in how far the folds differ; that they share images to learn
-    from is not.
+    """The 95 % t intervals of differences over folds, n - 1 degrees of freedom; of a fold, the mean over its
+    seeds. Each fold has images and seeds of its own, so that what both change is in how far the folds differ;
+    that they share images to learn from is not.
     """
 
     def between(row: str, other: str) -> Interval:
         values, others = pooled.values(row, split), pooled.values(other, split)
-        differences = [values[fold] - others[fold] for fold in values]
+        of_folds: dict[int, list[float]] = {}
+        for seed in values:
+            of_folds.setdefault(seed % FOLDS, []).append(values[seed] - others[seed])
+        differences = [mean(each) for each in of_folds.values()]
         half = stats.t.ppf(0.975, len(differences) - 1) * stdev(differences) / sqrt(len(differences))
         return Interval(mean(differences) - half, mean(differences) + half)
 
