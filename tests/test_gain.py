@@ -18,7 +18,7 @@ from benchmarks.gain.ideas import IDEAS, Idea, Tried, kept_words, try_ideas
 from benchmarks.gain.protocol import Protocol, split_to_search
 from benchmarks.gain.rows import kept, own_rows
 from benchmarks.gain.search import Search, Step, search_baseline, search_student, student_steps, value_of
-from benchmarks.gain.series import BACKBONES, HEADS, NEW_VIEWS, adapted_to
+from benchmarks.gain.series import BACKBONES, HEADS, NEW_VIEWS, adapted_to, varied
 from benchmarks.gain.unlabelled import LEFT_OUT, halved, steps_kept
 
 from coterie.ablation import Ablation, Row
@@ -255,9 +255,9 @@ def test_every_setting_of_the_protocol_is_one(tmp_path: Path) -> None:
     for row in own_rows(words):
         load_config([*protocol.common(tmp_path / "labels.csv"), *words, *row.words])
     for further in (*HEADS.values(), *BACKBONES.values(), NEW_VIEWS):
-        variant = protocol.variant("other", *further)
+        variant = varied(protocol, "other", *further)
         load_config([*variant.common(tmp_path / "labels.csv"), *words])
-        assert variant.out == tmp_path / "other"
+        assert variant.out == tmp_path / "other" and variant.seeds == (0, 1, 2)
     names = [idea.name for idea in IDEAS]
     assert len(set(names)) == len(names)
     (paper,) = (row for row in own_rows(words) if row.name == "paper-rate")

@@ -1,15 +1,19 @@
-"""Whether what was found holds elsewhere: with new views, other heads and backbones, the built-in scenes."""
+"""Whether what was found holds elsewhere: with new views, other heads and backbones, at three seeds; and with the
+built-in scenes.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from benchmarks.gain.protocol import Protocol
 from benchmarks.gain.rows import write_rows
 from benchmarks.gain.search import Words, search_baseline, value_of
 
-# A few rows show it.
+# A few rows and seeds show it.
+SEEDS = 3
 ROWS = ("baseline", "k1", "psd", "all-teachers")
 SCENES = (
     *("baseline", "k1", "random", "random-equal", "cgp", "dgp", "dgp-paper", "psd"),
@@ -35,16 +39,21 @@ BACKBONES: dict[str, Words] = {
 NEW_VIEWS = ("train.views=64", *(f"{role}.epochs=64" for role in ("train", "baseline", "teacher", "student")))
 
 
+def varied(protocol: Protocol, name: str, *words: str) -> Protocol:
+    """The protocol with further settings, at few of its seeds."""
+    return replace(protocol.variant(name, *words), seeds=protocol.seeds[:SEEDS])
+
+
 def measure_new_views(protocol: Protocol, recommended: Words) -> None:
     """The recommended recipe where no training sees a view of an image twice."""
-    variant = protocol.variant("new-views")
-    write_rows(protocol.out, "new-views", variant.measured("rows", (*recommended, *NEW_VIEWS), (), ROWS))
+    found = varied(protocol, "new-views").measured("rows", (*recommended, *NEW_VIEWS), (), ROWS)
+    write_rows(protocol.out, "new-views", found)
 
 
 def measure_heads(protocol: Protocol, recommended: Words) -> None:
     """The recommended recipe with another head, settings as they are."""
     for name, words in HEADS.items():
-        found = protocol.variant(f"head-{name}", *words).measured("rows", recommended, (), ROWS)
+        found = varied(protocol, f"head-{name}", *words).measured("rows", recommended, (), ROWS)
         write_rows(protocol.out, f"head-{name}", found)
 
 
@@ -54,7 +63,7 @@ def measure_backbones(protocol: Protocol, recommended: Words, searched: Words) -
     """
     os.environ.setdefault("COTERIE_DATA", str(protocol.data))  # for the processes
     for name, words in BACKBONES.items():
-        variant = protocol.variant(f"backbone-{name}", *words)
+        variant = varied(protocol, f"backbone-{name}", *words)
         baseline = search_baseline(variant)
         adapted = (*baseline, *adapted_to(recommended, searched, baseline))
         write_rows(protocol.out, f"backbone-{name}", variant.measured("rows", adapted, (), ROWS))
