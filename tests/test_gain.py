@@ -257,7 +257,8 @@ def test_every_setting_of_the_protocol_is_one(tmp_path: Path) -> None:
     for further in (*HEADS.values(), *BACKBONES.values(), NEW_VIEWS):
         variant = varied(protocol, "other", *further)
         load_config([*variant.common(tmp_path / "labels.csv"), *words])
-        assert variant.out == tmp_path / "other" and variant.seeds == (0, 1, 2)
+        assert variant.out == tmp_path / "other"
+        assert variant.seeds == (0, 1, 2)
     names = [idea.name for idea in IDEAS]
     assert len(set(names)) == len(names)
     (paper,) = (row for row in own_rows(words) if row.name == "paper-rate")

@@ -1,6 +1,4 @@
-"""Whether what was found holds elsewhere: with new views, other heads and backbones, at three seeds; and with the
-built-in scenes.
-"""
+"""Whether what was found holds elsewhere: with new views, other heads and backbones, and the built-in scenes."""
 
 from __future__ import annotations
 
