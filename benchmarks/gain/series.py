@@ -1,4 +1,4 @@
-"""Whether what was found holds elsewhere: with new views, other heads and backbones, and the built-in scenes."""
+"""Whether what was found holds elsewhere: with new views, other heads, backbones, and the built-in scenes."""
 
 from __future__ import annotations
 
