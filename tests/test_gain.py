@@ -454,6 +454,22 @@ def test_a_claim_whose_row_is_not_measured_is_neither_reached_nor_not() -> None:
     assert line.endswith("| not measured yet |  |")
 
 
+def test_rows_are_compared_on_each_test_split() -> None:
+    def pair(split: str, difference: float) -> dict[str, Any]:
+        interval = [difference - 1, difference + 1]
+        return {"row": "psd", "other": "k1", "split": split, "difference": difference, "interval": interval}
+
+    content = {
+        "rows": [record(name, 0, 0, 0) for name in ("psd", "k1")],
+        "compared": [pair("val", 1.0), pair("test", 2.0), pair("test_shifted", 3.0)],
+        "by_seed": {"val": {}, "test": {}, "test_shifted": {}},
+        "size": 3,
+    }
+    heading, _, line = page.compared_table(content).splitlines()
+    assert heading == "| row | less | test mAP | test shifted mAP |"
+    assert line == "| psd | k1 | +2.00 [+1.00, +3.00] | +3.00 [+2.00, +4.00] |"
+
+
 def test_the_rows_stand_with_the_ensemble_behind_the_baseline() -> None:
     lines = page.rows_table(numbers((2.1, 1.1, 3.0), 61.0)).splitlines()
     assert lines[2].startswith("| baseline | 60.00 ± 1.00 | +0.00 [+0.00, +0.00] | 60.00 | +3.0 | +4.0 | 2 |")

@@ -155,20 +155,18 @@ def gain_table(content: Content) -> str:
 
 
 def compared_table(content: Content) -> str:
-    """One row less another on test."""
+    """One row less another, on each test split."""
     titles = {record["row"]: record["title"] for record in content["rows"]} | {
         "ensemble": _ensemble_title(content)
     }
-    lines = [
-        [
-            titles[record["row"]],
-            titles[record["other"]],
-            _difference(record["difference"], *record["interval"]),
-        ]
-        for record in content["compared"]
-        if record["split"] == "test"
-    ]
-    return table(["row", "less", "test mAP"], lines)
+    splits = [split for split in content["by_seed"] if split.startswith("test")]
+    pairs = dict.fromkeys((record["row"], record["other"]) for record in content["compared"])
+    lines = []
+    for row, other in pairs:
+        found = [compared(content, row, other, split) for split in splits]
+        differences = [_difference(record["difference"], *record["interval"]) for record in found]
+        lines.append([titles[row], titles[other], *differences])
+    return table(["row", "less", *(f"{split.replace('_', ' ')} mAP" for split in splits)], lines)
 
 
 def _ensemble_title(content: Content) -> str:
@@ -257,6 +255,7 @@ BLOCKS: dict[str, tuple[Callable[[Any], str], str]] = {
     "rows": (rows_table, "rows"),
     "gain": (gain_table, "rows"),
     "compared": (compared_table, "rows"),
+    "compared-of-scenes": (compared_table, "scenes"),
     "search-baseline": (search_table, "search-baseline"),
     "search-student": (search_table, "search-student"),
     "settings": (settings_of, "search-student"),
