@@ -426,7 +426,7 @@ def numbers(gain: tuple[float, float, float], kept_percent: float) -> dict[str, 
         for other in others
     ]
     ensemble = {"row": "ensemble", "other": "baseline", "split": "test", "difference": 2, "interval": [1, 3]}
-    of_ensemble = {"val": {"0": 61.0, "1": 61.0}, "test": {"0": 62.0, "1": 64.0}}
+    of_ensemble = {"val": dict.fromkeys("0123", 61.0), "test": {"0": 62.0, "1": 64.0, "2": 62.0, "3": 64.0}}
     return {
         "rows": [each | {"split": split} for each in rows for split in ("val", "test")],
         "compared": [*compared, ensemble],
@@ -473,8 +473,12 @@ def test_rows_are_compared_on_each_test_split() -> None:
 def test_the_rows_stand_with_the_ensemble_behind_the_baseline() -> None:
     lines = page.rows_table(numbers((2.1, 1.1, 3.0), 61.0)).splitlines()
     assert lines[2].startswith("| baseline | 60.00 ± 1.00 | +0.00 [+0.00, +0.00] | 60.00 | +3.0 | +4.0 | 2 |")
-    assert lines[3].startswith("| an ensemble of 3 baselines | 63.00 ± 1.41 | +2.00 [+1.00, +3.00] | 61.00 |")
+    assert lines[3].startswith("| an ensemble of 3 baselines | 63.00 ± 1.15 | +2.00 [+1.00, +3.00] | 61.00 |")
     assert lines[4].startswith("| psd |")
+    content = numbers((2.1, 1.1, 3.0), 61.0)
+    content["by_seed"]["test"]["ensemble"] = dict.fromkeys("012", 63.0)
+    line = page.rows_table(content).splitlines()[3]
+    assert line.startswith("| an ensemble of 3 baselines | 63.00 | +2.00 [")
 
 
 def test_a_search_shows_as_taken_what_no_later_choice_has_replaced() -> None:

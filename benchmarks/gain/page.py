@@ -176,9 +176,11 @@ def _ensemble_title(content: Content) -> str:
 def _ensemble_line(content: Content, other: str) -> list[str]:
     test, second = ([*content["by_seed"][split]["ensemble"].values()] for split in ("test", other))
     record = compared(content, "ensemble", "baseline")
+    # of as many seeds as members there is one ensemble, whichever seed it begins with
+    spread = f" ± {stdev(test):.2f}" if len(test) > content["size"] else ""
     return [
         _ensemble_title(content),
-        f"{mean(test):.2f} ± {stdev(test):.2f}",
+        f"{mean(test):.2f}{spread}",
         _difference(record["difference"], *record["interval"]),
         f"{mean(second):.2f}",
         *("", "", ""),
