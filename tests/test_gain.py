@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from benchmarks.gain import page, unlabelled
+from benchmarks.gain.__main__ import main
 from benchmarks.gain.folds import folded, over_folds, seeds_of, together
 from benchmarks.gain.ideas import IDEAS, Idea, Tried, kept_words, try_ideas
 from benchmarks.gain.protocol import Protocol, split_to_search
@@ -215,6 +216,15 @@ def test_of_a_fold_the_mean_over_its_seeds_counts() -> None:
     assert pooled.difference("psd", "val").mean == pytest.approx(1.8)
     half = 2.776 * 1.351 / 5**0.5  # as with the means 1, 2, 4, 1.5 and 0.5 alone
     assert pooled.intervals["val"]["psd"] == pytest.approx((1.8 - half, 1.8 + half), abs=1e-3)
+
+
+def test_a_fold_without_seeds_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["benchmarks.gain", "--fold-seeds", "0"])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert "a fold has one seed or more" in capsys.readouterr().err
 
 
 def test_unlabelled_images_are_compared_with_none(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,7 +82,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("runs/benchmark-gain"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--search-seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--fold-seeds", type=int, default=1, help="of each fold")
+    parser.add_argument("--fold-seeds", type=int, default=1, help="seeds of each fold")
     parser.add_argument("--epochs", type=int, default=32, help="that the search begins with")
     parser.add_argument("--at-once", type=int, default=1, help="runs at the same time")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
@@ -93,6 +93,8 @@ def main() -> int:
     parser.add_argument("--rows", nargs="+", choices=rows, default=rows, help=of_rows)
     parser.add_argument("--whole", action="store_true", help="train all layers, at 224 pixels: for a GPU")
     arguments, words = parser.parse_known_args()
+    if arguments.fold_seeds < 1:
+        parser.error(f"--fold-seeds {arguments.fold_seeds}: a fold has one seed or more")
     protocol = Protocol(
         arguments.data.resolve(),
         arguments.out.resolve(),

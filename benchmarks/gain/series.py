@@ -81,7 +81,7 @@ def adapted_to(recommended: Words, searched: Words, baseline: Words) -> Iterator
 def measure_scenes(protocol: Protocol) -> None:
     """The demo's recipe and its controls: how far each leans on companions, and what it loses without."""
     few = replace(protocol, seeds=protocol.seeds[:SEEDS])
-    write_rows(protocol.out, "scenes", few.of_scenes(SCENES), size=4)
+    write_rows(protocol.out, "scenes", few.of_scenes(SCENES), size=None)
 
 
 def names() -> Sequence[str]:
