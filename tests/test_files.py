@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
-from coterie.files import atomic_write
+from coterie.files import atomic_write, locked
 
 
 def test_content_replaces_the_old_and_the_folder_is_made(tmp_path: Path) -> None:
@@ -46,3 +47,21 @@ def test_a_reader_during_the_write_finds_the_old_content(
     atomic_write(path, "new")
     assert found == ["old"]
     assert path.read_text() == "new"
+
+
+def test_a_lock_ends_with_its_block_though_a_process_forked_meanwhile_has_the_file_open(
+    tmp_path: Path,
+) -> None:
+    with (tmp_path / "x").open("w") as first, (tmp_path / "x").open("w") as second:
+        with locked(first, wait=False):
+            child = os.fork()
+            if child == 0:
+                signal.pause()
+            with pytest.raises(BlockingIOError), locked(second, wait=False):
+                pass
+        try:
+            with locked(second, wait=False):
+                pass
+        finally:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -9,7 +10,7 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 
 @contextmanager
@@ -36,6 +37,24 @@ def atomic_write(path: Path, data: bytes | str) -> None:
     """Put `data` (text as UTF-8) at `path` in one step, as `atomic_file` does."""
     with atomic_file(path) as file:
         file.write(data.encode() if isinstance(data, str) else data)
+
+
+@contextmanager
+def locked(file: IO[Any], *, wait: bool) -> Iterator[None]:
+    """Be the only process that holds the open `file`, until the block or the process ends.
+
+    Raises BlockingIOError where another holds it, unless it is to `wait` for that one.
+    """
+    fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    try:
+        yield
+    finally:
+        try:
+            file.flush()  # the next holder finds all that was written
+        finally:
+            # Closing the file would not do: a process forked meanwhile, as one that loads images is, has
+            # it open as well and would hold the lock until it ends.
+            fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def file_sha256(path: Path) -> str:

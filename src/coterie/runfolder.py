@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import itertools
 import json
 from collections.abc import Collection, Iterator, Sequence
@@ -14,7 +13,7 @@ from typing import Any, Literal
 from coterie.checkpoint import INFO_FILE, WEIGHTS_FILE, read_checkpoint
 from coterie.config import Config, changed_settings, leaves, read_config
 from coterie.errors import CheckpointError, ConfigError, RunError
-from coterie.files import atomic_write, content_hash, file_sha256
+from coterie.files import atomic_write, content_hash, file_sha256, locked
 from coterie.untrusted import parse_json
 
 SCHEMA_VERSION = 1
@@ -82,9 +81,9 @@ class RunFolder:
             raise RunError(
                 f"run folder {self.path} cannot be written: {error.strerror}; choose another with out=…"
             ) from None
-        with file:
+        with file, contextlib.ExitStack() as held:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                held.enter_context(locked(file, wait=False))
             except BlockingIOError:
                 raise RunError(
                     f"another process works in {self.path}; wait for it, or choose another with out=…"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import secrets
@@ -16,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from coterie.checkpoint import INFO_FILE, WEIGHTS_FILE, Checkpoint, read_checkpoint
 from coterie.errors import CheckpointError, RunError
-from coterie.files import atomic_write, file_sha256
+from coterie.files import atomic_write, file_sha256, locked
 from coterie.runfolder import Training
 from coterie.trainer import LOG_FILE
 from coterie.untrusted import parse_json
@@ -120,8 +119,7 @@ class Store:
             raise RunError(
                 f"the store of trainings {self.path} cannot be written: {error.strerror}; choose another"
             ) from None
-        with file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        with file, locked(file, wait=True):
             yield
 
 
