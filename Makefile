@@ -15,7 +15,8 @@ help: ## show this list
 demo: setup ## train on the built-in scenes and print the result
 	$(BIN)/coterie run recipe=demo --update
 
-test: lint docs browser ## run all checks: ruff, mypy, the site of the documents, pytest
+test: ## run all checks: ruff, mypy, the site of the documents, pytest
+	@$(MAKE) --no-print-directory --jobs lint docs browser
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 lint: setup ## run ruff and mypy
@@ -56,7 +57,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 		echo "Name another: make setup PYTHON=python3.12"; exit 1; } >&2
 	@echo "Setting up $(VENV) with pinned versions. The first time downloads several gigabytes."
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@# Not compiled ahead: that takes a minute, for modules that are for the most part never imported.
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile \
+		-c constraints.txt -e '.[dev]'
 	@touch $@
 
 clean: ## remove .venv, caches and builds; runs stay
