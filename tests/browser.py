@@ -17,7 +17,7 @@ OPTIONS = (
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 )
-WAIT = 10_000  # milliseconds for what a page should do at once
+WAIT = 60_000  # milliseconds, for a machine that does much else
 
 
 def find_browser() -> str:
@@ -33,9 +33,10 @@ def find_browser() -> str:
 def page() -> Iterator[Page]:
     """A tab of its own browser; the test fails where its page writes a warning or an error, or raises one."""
     path = find_browser()
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import expect, sync_playwright
 
     problems: list[str] = []
+    expect.set_options(timeout=WAIT)
 
     def keep(message: ConsoleMessage) -> None:
         if message.type in ("error", "warning"):

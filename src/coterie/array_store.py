@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from coterie.errors import RunError
-from coterie.files import atomic_write, content_hash, locked
+from coterie.files import atomic_write, content_hash, lock
 from coterie.untrusted import parse_json
 
 SCHEMA_VERSION = 2
@@ -121,7 +121,8 @@ class ArrayStore:
         self.folder.mkdir(parents=True, exist_ok=True)
         if not (self.folder / INPUTS_FILE).exists():  # for a person who wonders what this is
             atomic_write(self.folder / INPUTS_FILE, json.dumps(self.inputs, indent=1, ensure_ascii=False))
-        with (self.folder / f".{number:04d}.lock").open("w") as file, locked(file, wait=wait):
+        with (self.folder / f".{number:04d}.lock").open("w") as file:
+            lock(file, wait=wait)
             yield
 
     def _header(self, number: int, sha256: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import secrets
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,22 +40,31 @@ def atomic_write(path: Path, data: bytes | str) -> None:
         file.write(data.encode() if isinstance(data, str) else data)
 
 
-@contextmanager
-def locked(file: IO[Any], *, wait: bool) -> Iterator[None]:
-    """Be the only process that holds the open `file`, until the block or the process ends.
+def lock(file: IO[Any], *, wait: bool) -> None:
+    """Be the only process that holds the open `file`, until it is closed or the process ends.
 
     Raises BlockingIOError where another holds it, unless it is to `wait` for that one.
     """
     fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-    try:
-        yield
-    finally:
-        try:
-            file.flush()  # the next holder finds all that was written
-        finally:
-            # Closing the file would not do: a process forked meanwhile, as one that loads images is, has
-            # it open as well and would hold the lock until it ends.
-            fcntl.flock(file, fcntl.LOCK_UN)
+    _locked.add(file)
+
+
+_locked: weakref.WeakSet[IO[Any]] = weakref.WeakSet()
+
+
+def _let_go() -> None:
+    """In a process that was just forked, as one that loads images is: it has the files open as well, and
+    would hold their locks until it ends.
+    """
+    null = os.open(os.devnull, os.O_RDWR)
+    for file in _locked:
+        if not file.closed:  # a number that is closed could be given to another file, and then closed again
+            os.dup2(null, file.fileno(), inheritable=False)
+    os.close(null)
+    _locked.clear()
+
+
+os.register_at_fork(after_in_child=_let_go)
 
 
 def file_sha256(path: Path) -> str:

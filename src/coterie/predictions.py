@@ -7,7 +7,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -18,7 +18,7 @@ import pyarrow.parquet
 from pydantic import TypeAdapter
 
 from coterie.errors import DataError, RunError
-from coterie.files import content_hash, locked
+from coterie.files import content_hash, lock
 from coterie.formats import Format
 from coterie.predictor import Picture, Prediction, Predictor, class_columns
 from coterie.untrusted import parse_json
@@ -211,9 +211,9 @@ def _key(predictor: Predictor, selection: Selection) -> str:
 def _opened(path: Path, key: str) -> Iterator[tuple[IO[bytes], int]]:
     """The file of unfinished rows behind its first line, which holds the key, and the place of that."""
     path.touch()
-    with path.open("r+b") as file, ExitStack() as held:
+    with path.open("r+b") as file:
         try:
-            held.enter_context(locked(file, wait=False))
+            lock(file, wait=False)
         except BlockingIOError:
             raise RunError(
                 f"another process writes to {path}; wait for it, or choose another --out"

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from coterie.checkpoint import INFO_FILE, WEIGHTS_FILE, read_checkpoint
 from coterie.config import Config, changed_settings, leaves, read_config
 from coterie.errors import CheckpointError, ConfigError, RunError
-from coterie.files import atomic_write, content_hash, file_sha256, locked
+from coterie.files import atomic_write, content_hash, file_sha256, lock
 from coterie.untrusted import parse_json
 
 SCHEMA_VERSION = 1
@@ -81,9 +81,9 @@ class RunFolder:
             raise RunError(
                 f"run folder {self.path} cannot be written: {error.strerror}; choose another with out=…"
             ) from None
-        with file, contextlib.ExitStack() as held:
+        with file:
             try:
-                held.enter_context(locked(file, wait=False))
+                lock(file, wait=False)
             except BlockingIOError:
                 raise RunError(
                     f"another process works in {self.path}; wait for it, or choose another with out=…"

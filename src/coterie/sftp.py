@@ -19,7 +19,8 @@ class KnownHosts(SFTPFileSystem):  # type: ignore[misc]
     def _connect(self) -> None:
         self.client = paramiko.SSHClient()  # refuses what is not known
         self.client.load_system_host_keys()
-        self.client.connect(self.host, timeout=SECONDS_TO_ANSWER, **self.ssh_kwargs)
+        limits = dict.fromkeys(("timeout", "banner_timeout", "auth_timeout"), SECONDS_TO_ANSWER)
+        self.client.connect(self.host, **(limits | self.ssh_kwargs))
         transport = self.client.get_transport()
         assert transport is not None
         transport.set_keepalive(SECONDS_BETWEEN_SIGNS_OF_LIFE)

@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from coterie.checkpoint import INFO_FILE, WEIGHTS_FILE, Checkpoint, read_checkpoint
 from coterie.errors import CheckpointError, RunError
-from coterie.files import atomic_write, file_sha256, locked
+from coterie.files import atomic_write, file_sha256, lock
 from coterie.runfolder import Training
 from coterie.trainer import LOG_FILE
 from coterie.untrusted import parse_json
@@ -119,7 +119,8 @@ class Store:
             raise RunError(
                 f"the store of trainings {self.path} cannot be written: {error.strerror}; choose another"
             ) from None
-        with file, locked(file, wait=True):
+        with file:
+            lock(file, wait=True)
             yield
 
 

