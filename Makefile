@@ -57,9 +57,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 		echo "Name another: make setup PYTHON=python3.12"; exit 1; } >&2
 	@echo "Setting up $(VENV) with pinned versions. The first time downloads several gigabytes."
 	@$(PYTHON) -m venv $(VENV)
-	@# Not compiled ahead: that takes a minute, for modules that are for the most part never imported.
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile \
-		-c constraints.txt -e '.[dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
 clean: ## remove .venv, caches and builds; runs stay
