@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from coterie.files import atomic_write, lock
+
+FORK = multiprocessing.get_context("fork")
 
 
 def test_content_replaces_the_old_and_the_folder_is_made(tmp_path: Path) -> None:
@@ -51,24 +54,25 @@ def test_a_reader_during_the_write_finds_the_old_content(
 
 def test_a_lock_ends_with_its_file_though_a_process_forked_meanwhile_lives_on(tmp_path: Path) -> None:
     (tmp_path / "x").touch()
-    with (tmp_path / "x").open("r+") as second:
-        with (tmp_path / "x").open("r+") as first:
-            lock(first, wait=False)
-            first.write("once")  # and not once more by the other process
-            reading, writing = os.pipe()
-            child = os.fork()
-            if child == 0:
-                first.close()
-                os.write(writing, b"x")
-                signal.pause()
-            os.read(reading, 1)
+    here, there = FORK.Pipe()
+    with (tmp_path / "x").open("r+") as second, (tmp_path / "x").open("r+") as first:
+        lock(first, wait=False)
+        first.write("once")  # and not once more by the other process
+
+        def close_and_live_on() -> None:
+            first.close()
+            there.send("closed")
+            signal.pause()
+
+        process = FORK.Process(target=close_and_live_on)
+        process.start()
+        try:
+            assert here.poll(300)
             with pytest.raises(BlockingIOError):
                 lock(second, wait=False)
-        try:
+            first.close()
             lock(second, wait=False)
             assert second.read() == "once"
         finally:
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-            os.close(reading)
-            os.close(writing)
+            process.kill()
+            process.join()

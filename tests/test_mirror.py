@@ -246,6 +246,8 @@ def test_a_link_that_is_dead_is_given_up_and_made_anew(sftp_server: SftpServer, 
     silent = mirror._fs.fs
     channel = silent.ftp.get_channel()
     assert channel.gettimeout() == SECONDS_TO_ANSWER
+    transport = channel.get_transport()
+    assert transport.banner_timeout == transport.auth_timeout == SECONDS_TO_ANSWER
     channel.settimeout(0.1)
     sftp_server.silence_connections()
     mirror.keep(DONE)

@@ -7,9 +7,6 @@ import io
 import json
 import os
 import shutil
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -54,6 +51,7 @@ from coterie.stages import BRANCHES
 from coterie.states import read_state
 from coterie.trainer import Trainer, predict_logits
 from coterie.training import Failed, Job, Workshop
+from tests.killed import killed_at
 from tests.tiny import (
     CLASS_NAMES,
     RUN_SETTINGS,
@@ -340,22 +338,7 @@ def test_states_that_a_run_left_that_was_killed_when_its_training_was_finished_a
 def test_a_killed_run_ends_with_the_metrics_of_one_never_stopped(finished_run: Run, tmp_path: Path) -> None:
     folder = tmp_path / "killed"
     words = [*RUN_WORDS, f"data={finished_run.config.data.source}", f"out={folder}"]
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join(sys.path),
-        "OMP_NUM_THREADS": str(torch.get_num_threads()),
-    }
-    process = subprocess.Popen(
-        [sys.executable, "-m", "coterie", "run", *words], env=environment, stdout=subprocess.DEVNULL
-    )
-    deadline = time.monotonic() + 120
-    try:
-        while not (folder / "teachers" / "co-occurrence-0" / "log.jsonl").exists():
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.002)
-    finally:
-        process.kill()
-        process.wait()
+    killed_at(folder / "teachers" / "co-occurrence-0" / "log.jsonl", "run", *words)
     states = [training.state for training in RunFolder(folder).trainings()]
     assert states[0] == "done"
     assert states[-1] == "pending"

@@ -254,6 +254,17 @@ def test_an_address_where_no_cluster_is_is_told_at_once() -> None:
             connect(address)
 
 
+def test_a_ray_that_starts_too_slowly_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def late(*_: object, **__: object) -> None:
+        raise Exception("The current node timed out during startup.\nSee its log.")  # no class of its own
+
+    monkeypatch.setattr(ray, "init", late)
+    with pytest.raises(
+        ConfigError, match=r"^ray\.address=local: The current node timed out during startup\. `ray "
+    ):
+        connect("local")
+
+
 @pytest.mark.parametrize(
     ("word", "message"),
     [

@@ -1,4 +1,6 @@
-"""Files: written so that a reader finds the old content or the new, never half of it; known by their hash."""
+"""Files: written so that a reader finds the old content or the new, never half of it; held by one process
+alone; known by their hash.
+"""
 
 from __future__ import annotations
 
@@ -40,6 +42,9 @@ def atomic_write(path: Path, data: bytes | str) -> None:
         file.write(data.encode() if isinstance(data, str) else data)
 
 
+_locked: weakref.WeakSet[IO[Any]] = weakref.WeakSet()
+
+
 def lock(file: IO[Any], *, wait: bool) -> None:
     """Be the only process that holds the open `file`, until it is closed or the process ends.
 
@@ -47,9 +52,6 @@ def lock(file: IO[Any], *, wait: bool) -> None:
     """
     fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
     _locked.add(file)
-
-
-_locked: weakref.WeakSet[IO[Any]] = weakref.WeakSet()
 
 
 def _let_go() -> None:

@@ -210,7 +210,7 @@ def connect(address: str) -> None:
         # Ray prints a hundred lines of its log into the view for every node that dies, and has no setting
         ray._private.worker.print_to_stdstream = lambda *_, **__: None
     except Exception as error:  # Ray raises all sorts, and Exception itself where it starts too slowly
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
         raise ConfigError(
             f"ray.address={address}: {reason}. `ray start --head` starts a cluster on this machine, "
             "ray.address=local one for the run alone"

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import subprocess
-import sys
-import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +11,6 @@ from statistics import mean, stdev
 from typing import Any
 
 import pytest
-import torch
 from rich.console import Console
 
 import coterie.preflight
@@ -32,6 +27,7 @@ from coterie.runfolder import RunFolder
 from coterie.teachers import Teachers
 from coterie.teaching import Teaching
 from coterie.trainer import Trainer
+from tests.killed import killed_at
 from tests.tiny import RUN_WORDS, Net, make_dataset, write_table
 
 ROWS = ("baseline", "cgp", "psd", "all-teachers")
@@ -144,22 +140,8 @@ def test_a_killed_ablation_goes_on_and_ends_with_the_numbers_of_one_never_stoppe
     table: Path, tmp_path: Path, finished: tuple[Path, Ablation], trained: list[tuple[str, str]]
 ) -> None:
     out = tmp_path / "killed"
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join(sys.path),
-        "OMP_NUM_THREADS": str(torch.get_num_threads()),
-    }
     words = ["ablate", *RUN_WORDS, f"data={table}", "--rows", *ROWS, "--seeds", "0", "1", "--out", str(out)]
-    command = [sys.executable, "-m", "coterie", *words]
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    try:
-        while not (out / "runs" / "as-set-s0" / "teachers" / "dis-occurrence-0" / "log.jsonl").exists():
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.002)
-    finally:
-        process.kill()
-        process.wait()
+    killed_at(out / "runs" / "as-set-s0" / "teachers" / "dis-occurrence-0" / "log.jsonl", *words)
     done = {entry.name for entry in (out / "trainings").iterdir() if not entry.name.startswith(".")}
     for manifest in (out / "runs").glob("*/manifest.json"):  # the last one may not have come to the store yet
         trainings = RunFolder(manifest.parent).trainings()
