@@ -1,91 +1,147 @@
 """What the demo's student gains over its baseline, and whether that baseline was trained enough.
 
-    python -m benchmarks.demo [--seeds 0 1 2] [--out runs/benchmark-demo] [KEY=VALUE ...]
+    python -m benchmarks.demo [KEY=VALUE ...] [--seeds 0 1 2] [--out runs/benchmark-demo]
 
 For each seed: the demo as `make demo` runs it, then its baseline alone with twice the epochs. Prints test
-mAP, writes all numbers to OUT/results.json, and exits with status 1 where the mean gain is under 2 mAP,
-doubling the baseline's epochs gains 0.5 or more, or a run takes over 4 minutes. A stopped run goes on.
+mAP, and writes all numbers to OUT/demo.json, of which `python -m benchmarks.page OUT` makes the tables of the
+README. Exits with status 1 where the mean gain is under 2 mAP, doubling the baseline's epochs gains 0.5 or
+more, or a run takes over 4 minutes or has no time, since it was stopped on its way. What is done is not
+measured again.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.markdown import Markdown
 
+from benchmarks.markdown import table
 from coterie.config import load_config
+from coterie.files import atomic_write
 from coterie.pipeline import run
 
+NAME = "demo"
 LEAST_GAIN, MOST_FROM_DOUBLING, MOST_MINUTES = 2.0, 0.5, 4.0
-SHOWN = ("baseline", "CGP teachers", "DGP teachers", "all teachers", "student")
+MODELS = ("baseline", "CGP teachers", "DGP teachers", "all teachers", "student")
+MEASURES = ("mAP", "CF1", "OF1")
+DOUBLED = "baseline, epochs doubled"
+GAIN, DOUBLING = "student - baseline", "doubling - baseline"
+
+Content = dict[str, Any]
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=Path("runs/benchmark-demo"))
     arguments, words = parser.parse_known_args()
-    rows = [measure(seed, arguments.out, words) for seed in arguments.seeds]
-    gains = [row["student"] - row["baseline"] for row in rows]
-    doubling = [row["baseline, epochs doubled"] - row["baseline"] for row in rows]
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "results.json").write_text(json.dumps(rows, indent=1))
-    Console().print(as_table(rows, gains, doubling))
-    slowest = max(row["minutes"] for row in rows)
-    print(
-        f"student - baseline: {mean(gains):+.2f} test mAP; "
-        f"doubling the baseline's epochs: {mean(doubling):+.2f}; slowest run {slowest:.1f} minutes"
-    )
-    reached = mean(gains) >= LEAST_GAIN and mean(doubling) < MOST_FROM_DOUBLING and slowest <= MOST_MINUTES
-    sys.exit(0 if reached else 1)
+    path = arguments.out / f"{NAME}.json"
+    content: Content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if content.get("words") != words:
+        content = {"words": words, "runs": []}
+    before = {each["seed"]: each for each in content["runs"]}
+    content["runs"] = []
+    for seed in arguments.seeds:
+        content["runs"].append(before.get(seed) or measured(seed, arguments.out, words))
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        atomic_write(path, json.dumps(content, indent=1))
+    Console().print(Markdown(f"{run_table(content)}\n\n{seeds_table(content)}"))
+    return judged(content)
 
 
-def measure(seed: int, out: Path, words: list[str]) -> dict[str, float]:
-    """Test mAP of every model of the demo at one seed, and of its baseline with twice the epochs."""
-    config = load_config([*words, f"seed={seed}", f"out={out / f'seed-{seed}'}"], recipe="demo")
+def measured(seed: int, out: Path, words: Sequence[str]) -> Content:
+    """All measures of the demo's models at one seed, and of its baseline with twice the epochs."""
+    folder = out / f"seed-{seed}"
+    fresh = not folder.exists()
+    config = load_config([*words, f"seed={seed}", f"out={folder}"], recipe="demo")
     start = time.monotonic()
     finished = run(config, console=Console())
     minutes = (time.monotonic() - start) / 60
-    doubled = load_config(
-        [
-            *words,
-            f"seed={seed}",
-            f"out={out / f'seed-{seed}-doubled'}",
-            f"baseline.epochs={2 * config.baseline.epochs}",
-        ],
-        recipe="demo",
+    twice = (f"baseline.epochs={2 * config.baseline.epochs}", f"out={out / f'seed-{seed}-doubled'}")
+    doubled = run(
+        load_config([*words, f"seed={seed}", *twice], recipe="demo"), only=("baseline",), console=Console()
     )
-    alone = run(doubled, only=("baseline",), console=Console())
-    row = {name: finished.metrics["test"][name]["mAP"] for name in SHOWN}
-    row |= {f"{name}, shifted": finished.metrics["test_shifted"][name]["mAP"] for name in SHOWN}
-    return row | {
+    metrics = {
+        split: {name: {measure: of_split[name][measure] for measure in MEASURES} for name in MODELS}
+        for split, of_split in finished.metrics.items()
+    }
+    for split, of_split in doubled.metrics.items():
+        metrics[split][DOUBLED] = {measure: of_split["baseline"][measure] for measure in MEASURES}
+    return {
         "seed": seed,
-        "minutes": minutes,
-        "baseline, epochs doubled": alone.metrics["test"]["baseline"]["mAP"],
+        "minutes": minutes if fresh else None,
+        "cores": len(os.sched_getaffinity(0)),
+        "epochs": config.baseline.epochs,
+        "metrics": metrics,
     }
 
 
-def as_table(rows: list[dict[str, float]], gains: list[float], doubling: list[float]) -> Table:
-    """A row for each model, a column for each seed, then mean and standard deviation."""
-    table = Table("test mAP", *(f"seed {row['seed']}" for row in rows), "mean", "sd")
-    lines = {
-        name: [row[name] for row in rows] for name in ("baseline", "baseline, epochs doubled", *SHOWN[1:])
+def run_table(content: Content) -> str:
+    """All measures of the first seed's run, and what it took."""
+    first = content["runs"][0]
+    lines = []
+    for split, of_split in first["metrics"].items():
+        for measure in MEASURES:
+            values = [of_split[name][measure] for name in MODELS]
+            gain = of_split["student"][measure] - of_split["baseline"][measure]
+            lines.append([f"{split} {measure}", *(f"{value:.2f}" for value in values), f"{gain:+.2f}"])
+    heading = f"seed {first['seed']}"
+    if first["minutes"] is not None:
+        heading += f", {first['minutes']:.1f} minutes on {first['cores']} cores"
+    return table([heading, *MODELS, GAIN], lines)
+
+
+def seeds_table(content: Content) -> str:
+    """A line for each model, a column for each seed, then mean and standard deviation."""
+    runs = content["runs"]
+    of_seeds = [shown(each["metrics"]) for each in runs]
+    lines = []
+    for name in of_seeds[0]:
+        values = [of_seed[name] for of_seed in of_seeds]
+        sign = "+" if " - " in name else ""
+        spread = f"{stdev(values):.2f}" if len(values) > 1 else ""
+        lines.append([name, *(f"{value:{sign}.2f}" for value in (*values, mean(values))), spread])
+    headings = [f"test mAP, {runs[0]['epochs']} epochs", *(f"seed {each['seed']}" for each in runs)]
+    return table([*headings, "mean", "sd"], lines)
+
+
+def shown(metrics: Content) -> dict[str, float]:
+    """The mAP of each model on test, and of some on the shifted split; what is gained over the baseline."""
+    test, shifted = (
+        {name: float(of_model["mAP"]) for name, of_model in metrics[split].items()}
+        for split in ("test", "test_shifted")
+    )
+    return {
+        **{name: test[name] for name in ("baseline", DOUBLED, *MODELS[1:])},
+        GAIN: test["student"] - test["baseline"],
+        DOUBLING: test[DOUBLED] - test["baseline"],
+        **{f"{name}, shifted": shifted[name] for name in ("baseline", "student")},
+        f"{GAIN}, shifted": shifted["student"] - shifted["baseline"],
     }
-    lines |= {"student - baseline": gains, "doubling - baseline": doubling}
-    lines |= {
-        f"{name}, shifted": [row[f"{name}, shifted"] for row in rows] for name in ("baseline", "student")
-    }
-    for name, values in lines.items():
-        spread = f"{stdev(values):.2f}" if len(values) > 1 else "-"
-        table.add_row(name, *(f"{value:.2f}" for value in values), f"{mean(values):.2f}", spread)
-    return table
+
+
+def judged(content: Content) -> int:
+    """The exit status."""
+    of_seeds = [shown(each["metrics"]) for each in content["runs"]]
+    gain, doubling = (mean(of_seed[name] for of_seed in of_seeds) for name in (GAIN, DOUBLING))
+    minutes = [each["minutes"] for each in content["runs"]]
+    slowest = None if None in minutes else max(minutes)
+    print(
+        f"{GAIN}: {gain:+.2f} test mAP; doubling the baseline's epochs: {doubling:+.2f}; slowest "
+        f"run {'not known, as one was stopped' if slowest is None else f'{slowest:.1f} minutes'}"
+    )
+    fast = slowest is not None and slowest <= MOST_MINUTES
+    return 0 if gain >= LEAST_GAIN and doubling < MOST_FROM_DOUBLING and fast else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

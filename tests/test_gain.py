@@ -1,4 +1,4 @@
-"""The protocol of docs/results.md: what a search takes, which ideas help, a page that its numbers made."""
+"""The protocol of docs/results.md: what a search takes, which ideas help, the tables of its numbers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from benchmarks.gain import page, unlabelled
+from benchmarks.gain import tables, unlabelled
 from benchmarks.gain.__main__ import main
 from benchmarks.gain.folds import folded, over_folds, seeds_of, together
 from benchmarks.gain.ideas import IDEAS, Idea, Tried, kept_words, try_ideas
@@ -244,7 +244,7 @@ def test_unlabelled_images_are_compared_with_none(monkeypatch: pytest.MonkeyPatc
     assert [(row["row"], row["mAP"], row["difference"]) for row in content["rows"]] == [
         ("baseline", 41.0, -2.0), (LEFT_OUT, 43.0, 0.0), ("unlabelled", 44.0, 1.0),
     ]  # fmt: skip
-    lines = page.unlabelled_table(json.loads(json.dumps(content))).splitlines()
+    lines = tables.unlabelled_table(json.loads(json.dumps(content))).splitlines()
     assert lines[2].startswith("| baseline on half of the images | 41.00 ± 1.41 | -2.00 [")
     assert lines[3].endswith("| PSD on half of the images | 43.00 ± 1.41 |  |")
 
@@ -399,7 +399,7 @@ def test_what_helps_the_baseline_as_much_is_no_better_method(tmp_path: Path) -> 
     assert [idea["beyond"] for idea in written] == [
         pytest.approx(0.14), None, pytest.approx(0.52), None, pytest.approx(-0.8), None,
     ]  # fmt: skip
-    lines = page.ideas_table({"ideas": written}).splitlines()
+    lines = tables.ideas_table({"ideas": written}).splitlines()
     assert lines[2].endswith("| +0.14 | no |")
     assert lines[3].endswith("|  | no |")
     assert lines[4].endswith("| +0.52 | yes |")
@@ -447,20 +447,20 @@ def numbers(gain: tuple[float, float, float], kept_percent: float) -> dict[str, 
 
 
 def test_a_claim_that_does_not_hold_is_called_so() -> None:
-    lines = page.claims(numbers((2.1, 1.1, 3.0), 61.0)).splitlines()[2:]
+    lines = tables.claims(numbers((2.1, 1.1, 3.0), 61.0)).splitlines()[2:]
     assert [line.rsplit("|", 2)[1].strip() for line in lines] == [
         "reached", "**not reached**", "**not reached**", "**not reached**", "reached", "reached",
     ]  # fmt: skip
     assert "+2.10 [+1.10, +3.00]" in lines[0]
     for gain in ((1.9, 1.1, 3.0), (2.1, 0.9, 3.0)):
-        assert "**not reached**" in page.claims(numbers(gain, 61.0)).splitlines()[2]
-    assert "**not reached**" in page.claims(numbers((2.1, 1.1, 3.0), 59.9)).splitlines()[-1]
+        assert "**not reached**" in tables.claims(numbers(gain, 61.0)).splitlines()[2]
+    assert "**not reached**" in tables.claims(numbers((2.1, 1.1, 3.0), 59.9)).splitlines()[-1]
 
 
 def test_a_claim_whose_row_is_not_measured_is_neither_reached_nor_not() -> None:
     content = numbers((2.1, 1.1, 3.0), 61.0)
     content["compared"] = [record for record in content["compared"] if record["other"] != "random"]
-    (line,) = (line for line in page.claims(content).splitlines() if "of the same sizes" in line)
+    (line,) = (line for line in tables.claims(content).splitlines() if "of the same sizes" in line)
     assert line.endswith("| not measured yet |  |")
 
 
@@ -475,19 +475,19 @@ def test_rows_are_compared_on_each_test_split() -> None:
         "by_seed": {"val": {}, "test": {}, "test_shifted": {}},
         "size": 3,
     }
-    heading, _, line = page.compared_table(content).splitlines()
+    heading, _, line = tables.compared_table(content).splitlines()
     assert heading == "| row | less | test mAP | test shifted mAP |"
     assert line == "| psd | k1 | +2.00 [+1.00, +3.00] | +3.00 [+2.00, +4.00] |"
 
 
 def test_the_rows_stand_with_the_ensemble_behind_the_baseline() -> None:
-    lines = page.rows_table(numbers((2.1, 1.1, 3.0), 61.0)).splitlines()
+    lines = tables.rows_table(numbers((2.1, 1.1, 3.0), 61.0)).splitlines()
     assert lines[2].startswith("| baseline | 60.00 ± 1.00 | +0.00 [+0.00, +0.00] | 60.00 | +3.0 | +4.0 | 2 |")
     assert lines[3].startswith("| an ensemble of 3 baselines | 63.00 ± 1.15 | +2.00 [+1.00, +3.00] | 61.00 |")
     assert lines[4].startswith("| psd |")
     content = numbers((2.1, 1.1, 3.0), 61.0)
     content["by_seed"]["test"]["ensemble"] = dict.fromkeys("012", 63.0)
-    line = page.rows_table(content).splitlines()[3]
+    line = tables.rows_table(content).splitlines()[3]
     assert line.startswith("| an ensemble of 3 baselines | 63.00 | +2.00 [")
 
 
@@ -498,35 +498,5 @@ def test_a_search_shows_as_taken_what_no_later_choice_has_replaced() -> None:
         "words": ["lr=2", "loss=asl", "lr=1"],
         "trials": [trial | {"words": each, "mean": float(number)} for number, each in enumerate(words)],
     }
-    shown = [line.split(" | ")[2] for line in page.search_table(content).splitlines()[2:]]
+    shown = [line.split(" | ")[2] for line in tables.search_table(content).splitlines()[2:]]
     assert shown == ["0.00", "**1.00**", "2.00"]
-
-
-def test_a_page_without_numbers_says_so_and_keeps_what_is_around(tmp_path: Path) -> None:
-    marks = [f"<!-- {name}: by benchmarks.gain.page -->\n<!-- end -->\n" for name in ("rows", "ideas")]
-    new = page.renewed(f"{marks[0]}between\n{marks[1]}", tmp_path)
-    assert new.count("Not measured yet.\n<!-- end -->") == 2
-    assert "<!-- end -->\nbetween\n<!-- ideas" in new
-
-
-def test_only_what_is_between_marks_is_made_anew(tmp_path: Path) -> None:
-    content = {
-        "words": ["a=2"],
-        "trials": [{"step": "s", "choice": "c", "words": ["a=2"], "val": {"0": 1}, "mean": 1}],
-    }
-    (tmp_path / "search-student.json").write_text(json.dumps(content))
-    text = "before\n<!-- search-student: by benchmarks.gain.page -->\nold\n<!-- end -->\nafter\n"
-    new = page.renewed(text, tmp_path)
-    assert new.startswith("before\n<!-- search-student: by benchmarks.gain.page -->\n| step |")
-    assert "| s | c | **1.00** | 1.00 |\n<!-- end -->\nafter\n" in new
-    assert page.renewed(new, tmp_path) == new
-
-
-def test_the_pages_are_what_their_numbers_make() -> None:
-    texts = [path.read_text(encoding="utf-8") for path in page.PAGES]
-    for text in texts:
-        assert page.renewed(text, page.NUMBERS) == text
-    # none is missing, and none stands twice
-    assert sorted(found["name"] for text in texts for found in page.MARKED.finditer(text)) == sorted(
-        page.BLOCKS
-    )

@@ -1,61 +1,18 @@
-"""The tables of docs/results.md, from the numbers that `python -m benchmarks.gain` wrote.
-
-    python -m benchmarks.gain.page [OUT]
-
-copies OUT's numbers into docs/results and renews what stands between the marks of docs/results.md and of the
-README. Without OUT they are renewed from the numbers that are there.
-"""
+"""The tables of docs/results.md, from the numbers that `python -m benchmarks.gain` wrote."""
 
 from __future__ import annotations
 
-import json
-import re
-import shutil
-import sys
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
+from collections.abc import Iterable
 from statistics import mean, stdev
 from typing import Any
 
-from benchmarks.gain import folds, series, unlabelled
-from coterie.files import atomic_write
+from benchmarks.gain import unlabelled
+from benchmarks.markdown import table
 
-ROOT = Path(__file__).parents[2]
-PAGES = (ROOT / "docs" / "results.md", ROOT / "README.md")
-NUMBERS = ROOT / "docs" / "results"
-FILES = (
-    *("search-baseline", "search-student", "ideas", "rows", "sweeps"),
-    *(folds.NAME, unlabelled.NAME, *series.names()),
-)
-MARKED = re.compile(r"(<!-- (?P<name>[\w-]+): by benchmarks\.gain\.page -->\n).*?(<!-- end -->)", re.DOTALL)
 SHOWN = ("baseline", "psd", "k1", "k1-repeated", "random-equal", "squared-error", "paper")  # in the README
 GAIN, CERTAIN, KEPT = 2.0, 1.0, 60.0  # what is wanted: mAP, the interval's lower end, percent
 
 Content = dict[str, Any]
-
-
-def main() -> int:
-    if len(sys.argv) > 1:
-        NUMBERS.mkdir(exist_ok=True)
-        for name in FILES:
-            found = Path(sys.argv[1]) / f"{name}.json"
-            if found.exists():
-                shutil.copyfile(found, NUMBERS / found.name)
-    for path in PAGES:
-        atomic_write(path, renewed(path.read_text(encoding="utf-8"), NUMBERS))
-    return 0
-
-
-def renewed(page: str, numbers: Path) -> str:
-    """The page with the text between its marks made anew from the files in `numbers`."""
-
-    def block(found: re.Match[str]) -> str:
-        make, file = BLOCKS[found["name"]]
-        path = numbers / f"{file}.json"
-        text = make(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else "Not measured yet."
-        return f"{found[1]}{text}\n{found[3]}"
-
-    return MARKED.sub(block, page)
 
 
 def search_table(content: Content) -> str:
@@ -235,12 +192,6 @@ def compared(content: Content, row: str, other: str, split: str = "test") -> Con
     return dict(record)
 
 
-def table(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
-    rules = ["---"] * len(headings)
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (headings, rules, *lines))
-
-
 def _difference(value: float, low: float | None, high: float | None) -> str:
     between = "" if low is None or high is None else f" [{low:+.2f}, {high:+.2f}]"
     return f"{value:+.2f}{between}"
@@ -248,28 +199,3 @@ def _difference(value: float, low: float | None, high: float | None) -> str:
 
 def _reached(is_so: bool) -> str:
     return "reached" if is_so else "**not reached**"
-
-
-BLOCKS: dict[str, tuple[Callable[[Any], str], str]] = {
-    "claims": (claims, "rows"),
-    "claims-of-folds": (claims, folds.NAME),
-    "compared-of-folds": (compared_table, folds.NAME),
-    "rows": (rows_table, "rows"),
-    "gain": (gain_table, "rows"),
-    "compared": (compared_table, "rows"),
-    "compared-of-scenes": (compared_table, "scenes"),
-    "search-baseline": (search_table, "search-baseline"),
-    "search-student": (search_table, "search-student"),
-    "settings": (settings_of, "search-student"),
-    "ideas": (ideas_table, "ideas"),
-    # of an earlier protocol, at the commit that the page names
-    "last-fire-rows": (rows_table, "last-fire-rows"),
-    "last-fire-settings": (settings_of, "last-fire-ideas"),
-    "last-fire-ideas": (ideas_table, "last-fire-ideas"),
-    unlabelled.NAME: (unlabelled_table, unlabelled.NAME),
-    **{name: (rows_table, name) for name in ("sweeps", folds.NAME, *series.names())},
-}
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,77 @@
+"""What stands of measured numbers in the README and in docs/results.md.
+
+    python -m benchmarks.page [OUT]
+
+copies the numbers that benchmarks.gain or benchmarks.demo left in OUT into docs/results, and renews what
+stands between the marks of both pages. Without OUT they are renewed from the numbers that are there.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks import demo
+from benchmarks.gain import folds, series, tables, unlabelled
+from coterie.files import atomic_write
+
+ROOT = Path(__file__).parents[1]
+PAGES = (ROOT / "docs" / "results.md", ROOT / "README.md")
+NUMBERS = ROOT / "docs" / "results"
+MARKED = re.compile(r"(<!-- (?P<name>[\w-]+): by benchmarks\.page -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def main() -> int:
+    if len(sys.argv) > 1:
+        NUMBERS.mkdir(exist_ok=True)
+        for name in sorted({file for _, file in BLOCKS.values()}):
+            found = Path(sys.argv[1]) / f"{name}.json"
+            if found.exists():
+                shutil.copyfile(found, NUMBERS / found.name)
+    for path in PAGES:
+        atomic_write(path, renewed(path.read_text(encoding="utf-8"), NUMBERS))
+    return 0
+
+
+def renewed(page: str, numbers: Path) -> str:
+    """The page with the text between its marks made anew from the files in `numbers`."""
+
+    def block(found: re.Match[str]) -> str:
+        make, file = BLOCKS[found["name"]]
+        path = numbers / f"{file}.json"
+        text = make(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else "Not measured yet."
+        return f"{found[1]}{text}\n{found[3]}"
+
+    return MARKED.sub(block, page)
+
+
+BLOCKS: dict[str, tuple[Callable[[Any], str], str]] = {
+    "claims": (tables.claims, "rows"),
+    "claims-of-folds": (tables.claims, folds.NAME),
+    "compared-of-folds": (tables.compared_table, folds.NAME),
+    "rows": (tables.rows_table, "rows"),
+    "gain": (tables.gain_table, "rows"),
+    "compared": (tables.compared_table, "rows"),
+    "compared-of-scenes": (tables.compared_table, "scenes"),
+    "search-baseline": (tables.search_table, "search-baseline"),
+    "search-student": (tables.search_table, "search-student"),
+    "settings": (tables.settings_of, "search-student"),
+    "ideas": (tables.ideas_table, "ideas"),
+    # of an earlier protocol, at the commit that the page names
+    "last-fire-rows": (tables.rows_table, "last-fire-rows"),
+    "last-fire-settings": (tables.settings_of, "last-fire-ideas"),
+    "last-fire-ideas": (tables.ideas_table, "last-fire-ideas"),
+    "demo-run": (demo.run_table, demo.NAME),
+    "demo-seeds": (demo.seeds_table, demo.NAME),
+    unlabelled.NAME: (tables.unlabelled_table, unlabelled.NAME),
+    **{name: (tables.rows_table, name) for name in ("sweeps", folds.NAME, *series.names())},
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
