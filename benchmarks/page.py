@@ -69,6 +69,7 @@ BLOCKS: dict[str, tuple[Callable[[Any], str], str]] = {
     "demo-run": (demo.run_table, demo.NAME),
     "demo-seeds": (demo.seeds_table, demo.NAME),
     unlabelled.NAME: (tables.unlabelled_table, unlabelled.NAME),
+    **{name: (tables.search_table, name) for name in map(series.search_name, series.BACKBONES)},
     **{name: (tables.rows_table, name) for name in ("sweeps", folds.NAME, *series.names())},
 }
 

@@ -19,7 +19,7 @@ from benchmarks.gain.ideas import IDEAS, Idea, Tried, kept_words, try_ideas
 from benchmarks.gain.protocol import Protocol, split_to_search
 from benchmarks.gain.rows import kept, own_rows
 from benchmarks.gain.search import Search, Step, search_baseline, search_student, student_steps, value_of
-from benchmarks.gain.series import BACKBONES, HEADS, NEW_VIEWS, adapted_to, varied
+from benchmarks.gain.series import BACKBONES, HEADS, NEW_VIEWS, adapted_to, measure_backbones, varied
 from benchmarks.gain.unlabelled import LEFT_OUT, halved, steps_kept
 
 from coterie.ablation import Ablation, Row
@@ -282,6 +282,41 @@ def test_a_rate_is_taken_to_another_baseline_by_its_ratio() -> None:
         "student.lr=0.0006",
         "distill.w=0.8",
     ]
+
+
+@dataclass(frozen=True)
+class Recorded(Protocol):
+    """A protocol that measures nothing; `asked`: the folder and the words of each call."""
+
+    asked: list[tuple[str, tuple[str, ...]]] = field(default_factory=list)
+
+    def measured(self, *arguments: Any, **_: Any) -> Ablation:
+        self.asked.append((self.out.name, tuple(arguments[1])))
+        return found({BASELINE: {0: 50.0}}, "test")
+
+
+def test_a_backbone_has_a_search_of_its_own_that_stands_beside_its_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates = {"backbone-mobilenet-v2": "4e-4", "backbone-small-resnet": "1e-2"}
+
+    def search(variant: Protocol) -> tuple[str, ...]:
+        variant.out.mkdir()
+        variant.write("search-baseline", {"trials": rates[variant.out.name]})
+        return (f"train.lr={rates[variant.out.name]}",)
+
+    monkeypatch.setenv("COTERIE_DATA", "set here, so that it is not set for other tests")
+    monkeypatch.setattr("benchmarks.gain.series.search_baseline", search)
+    monkeypatch.setattr("benchmarks.gain.series.write_rows", lambda *_: None)
+    protocol = Recorded(tmp_path, tmp_path)
+    measure_backbones(protocol, ("train.lr=1e-3", "student.lr=2e-3"), ("train.lr=1e-3",))
+    assert protocol.asked == [
+        ("backbone-mobilenet-v2", ("train.lr=4e-4", "student.lr=0.0008")),
+        ("backbone-small-resnet", ("train.lr=1e-2", "student.lr=0.02")),
+    ]
+    for name, rate in rates.items():
+        content = json.loads((tmp_path / f"{name}-search.json").read_text())
+        assert content["trials"] == rate
 
 
 @dataclass(frozen=True)

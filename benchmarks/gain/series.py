@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -63,6 +64,7 @@ def measure_backbones(protocol: Protocol, recommended: Words, searched: Words) -
     for name, words in BACKBONES.items():
         variant = varied(protocol, f"backbone-{name}", *words)
         baseline = search_baseline(variant)
+        shutil.copyfile(variant.out / "search-baseline.json", protocol.out / f"{search_name(name)}.json")
         adapted = (*baseline, *adapted_to(recommended, searched, baseline))
         write_rows(protocol.out, f"backbone-{name}", variant.measured("rows", adapted, (), ROWS))
 
@@ -84,7 +86,12 @@ def measure_scenes(protocol: Protocol) -> None:
     write_rows(protocol.out, "scenes", few.of_scenes(SCENES), size=None)
 
 
+def search_name(backbone: str) -> str:
+    """Of the file with the search for a backbone's baseline."""
+    return f"backbone-{backbone}-search"
+
+
 def names() -> Sequence[str]:
-    """Of the files that these write."""
+    """Of the files that these write with rows."""
     others = (*(f"head-{name}" for name in HEADS), *(f"backbone-{name}" for name in BACKBONES))
     return ("new-views", *others, "scenes")
