@@ -5,8 +5,8 @@
 For each seed: the demo as `make demo` runs it, then its baseline alone with twice the epochs. Prints test
 mAP, and writes all numbers to OUT/demo.json, of which `python -m benchmarks.page OUT` makes the tables of the
 README. Exits with status 1 where the mean gain is under 2 mAP, doubling the baseline's epochs gains 0.5 or
-more, or a run takes over 4 minutes or has no time, since it was stopped on its way. What is done is not
-measured again.
+more, or a run takes over 4 minutes or has no time, since it was stopped on its way; with 2 where OUT holds
+the demo with other settings. What is done is not measured again.
 """
 
 from __future__ import annotations
@@ -45,15 +45,17 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("runs/benchmark-demo"))
     arguments, words = parser.parse_known_args()
     path = arguments.out / f"{NAME}.json"
-    content: Content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    if content.get("words") != words:
-        content = {"words": words, "runs": []}
-    before = {each["seed"]: each for each in content["runs"]}
-    content["runs"] = []
+    content: Content = {"words": words, "runs": []}
+    if path.exists():
+        content = json.loads(path.read_text(encoding="utf-8"))
+    if content["words"] != words:
+        print(f"{path} is of other settings, {content['words']}; choose another --out", file=sys.stderr)
+        return 2
     for seed in arguments.seeds:
-        content["runs"].append(before.get(seed) or measured(seed, arguments.out, words))
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        atomic_write(path, json.dumps(content, indent=1))
+        if seed not in (each["seed"] for each in content["runs"]):
+            content["runs"].append(measured(seed, arguments.out, words))
+            arguments.out.mkdir(parents=True, exist_ok=True)
+            atomic_write(path, json.dumps(content, indent=1))
     Console().print(Markdown(f"{run_table(content)}\n\n{seeds_table(content)}"))
     return judged(content)
 

@@ -28,11 +28,15 @@ MARKED = re.compile(r"(<!-- (?P<name>[\w-]+): by benchmarks\.page -->\n).*?(<!--
 
 def main() -> int:
     if len(sys.argv) > 1:
+        out = Path(sys.argv[1])
+        files = [out / f"{name}.json" for name in sorted({file for _, file in BLOCKS.values()})]
+        found = [path for path in files if path.exists()]
+        if not found:
+            print(f"there are no numbers in {out}", file=sys.stderr)
+            return 2
         NUMBERS.mkdir(exist_ok=True)
-        for name in sorted({file for _, file in BLOCKS.values()}):
-            found = Path(sys.argv[1]) / f"{name}.json"
-            if found.exists():
-                shutil.copyfile(found, NUMBERS / found.name)
+        for path in found:
+            shutil.copyfile(path, NUMBERS / path.name)
     for path in PAGES:
         atomic_write(path, renewed(path.read_text(encoding="utf-8"), NUMBERS))
     return 0

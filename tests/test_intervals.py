@@ -73,24 +73,48 @@ def test_an_interval_holds_95_percent_of_what_is_known() -> None:
 def test_resampled_map_is_that_of_the_drawn_images() -> None:
     new, _, targets = scored(4)
     found = resampled_map(new, targets, resamples=20, seed=3)
+    assert found[0] == pytest.approx(multilabel_metrics(scores(new), targets)["mAP"])
     rng = np.random.default_rng(3)
-    for number in range(20):
+    for number in range(1, 21):
         drawn = rng.integers(len(targets), size=len(targets))
         assert found[number] == pytest.approx(multilabel_metrics(scores(new[drawn]), targets[drawn])["mAP"])
 
 
 def test_an_interval_over_seeds_covers_both_images_and_seeds() -> None:
     rng = np.random.default_rng(0)
-    old = [rng.normal(50, 1, 1000) for _ in range(5)]
+    old = [rng.normal(50, 1, 1001) for _ in range(5)]
     gains = [0.0, 1.0, 2.0, 3.0, 4.0]
-    # no noise of images: the mean of five gains, drawn with replacement, has the variance 2 / 5
-    low, high = paired_interval([one + gain for one, gain in zip(old, gains, strict=True)], old) or (0, 0)
-    assert low == pytest.approx(2 - 1.96 * (2 / 5) ** 0.5, abs=0.15)
-    assert high == pytest.approx(2 + 1.96 * (2 / 5) ** 0.5, abs=0.15)
+    # no noise of images: Student's t of five gains, whose variance is 2.5
+    of_seeds = 2.776 * (2.5 / 5) ** 0.5
+    found = paired_interval([one + gain for one, gain in zip(old, gains, strict=True)], old)
+    assert found == pytest.approx((2 - of_seeds, 2 + of_seeds), abs=1e-3)
     # no noise of seeds: the same images are drawn for all of them, so that it does not average out
-    noise = rng.normal(0, 1, 1000)
-    low, high = paired_interval([one + 2 + noise for one in old], old) or (0, 0)
-    assert low == pytest.approx(2 - 1.96, abs=0.2)
-    assert high == pytest.approx(2 + 1.96, abs=0.2)
+    noise = rng.normal(0, 1, 1001)
+    noise[0] = 0
+    found = paired_interval([one + 2 + noise for one in old], old)
+    assert found == pytest.approx((2 - 1.96 * noise.std(), 2 + 1.96 * noise.std()), abs=1e-2)
     # one seed: the images alone
-    assert paired_interval([old[0] + noise], [old[0]]) == pytest.approx(interval(noise))
+    assert paired_interval([old[0] + 2 + noise], [old[0]]) == pytest.approx(found)
+    # as much noise of both: four times the degrees of freedom of the seeds, so 2.120 at 16
+    noise *= 0.5**0.5 / noise[1:].std()
+    found = paired_interval([one + gain + noise for one, gain in zip(old, gains, strict=True)], old)
+    assert found == pytest.approx((2 - 2.120, 2 + 2.120), abs=1e-2)
+
+
+def test_few_seeds_do_not_pass_for_many() -> None:
+    """Of many draws of three seeds, the interval holds what is true in 95 of 100."""
+    rng = np.random.default_rng(0)
+    held = 0
+    for _ in range(400):
+        gains = rng.normal(1, 2, 3) + rng.normal(0, 0.1)  # what the images drawn for the split change
+        new = [gain + np.append(0, rng.normal(0, 0.1, 200)) for gain in gains]
+        low, high = paired_interval(new, [np.zeros(201)] * 3) or (0, 0)
+        held += low < 1 < high
+    assert 0.92 <= held / 400 <= 0.98
+
+
+def test_an_interval_needs_values() -> None:
+    known, unknown = np.zeros(11), np.append(0, np.full(10, np.nan))
+    assert paired_interval([unknown], [known]) is None
+    assert paired_interval([known], [np.full(11, np.nan)]) is None
+    assert paired_interval([known], [known]) == (0, 0)

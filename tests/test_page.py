@@ -40,12 +40,12 @@ def test_the_pages_are_what_their_numbers_make() -> None:
     )
 
 
-def of_seed(seed: int, minutes: float | None, gain: float) -> dict[str, Any]:
+def of_seed(seed: int, minutes: float | None, gain: float, doubling: float = -2.0) -> dict[str, Any]:
     """A run whose baseline has 60 mAP on test and 40 on the shifted split."""
 
     def split(baseline: float, gain: float) -> dict[str, dict[str, float]]:
         values = dict.fromkeys(demo.MODELS, baseline + 1) | {"student": baseline + gain}
-        values |= {"baseline": baseline, demo.DOUBLED: baseline - 2}
+        values |= {"baseline": baseline, demo.DOUBLED: baseline + doubling}
         return {name: {"mAP": value, "CF1": value - 10, "OF1": value - 20} for name, value in values.items()}
 
     metrics = {"test": split(60, gain), "test_shifted": split(40, 2 * gain)}
@@ -74,10 +74,12 @@ def test_the_demo_is_compared_at_each_seed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("minutes", "gain", "status"), [(3.0, 2.0, 0), (3.0, 1.9, 1), (4.1, 2.0, 1), (None, 2.0, 1)]
+    ("minutes", "gain", "doubling", "status"),
+    [(3.0, 2.0, 0.4, 0), (3.0, 1.9, 0.4, 1), (3.0, 2.0, 0.6, 1), (4.1, 2.0, 0.4, 1), (None, 2.0, 0.4, 1)],
 )
-def test_the_demo_is_judged(minutes: float | None, gain: float, status: int) -> None:
-    assert demo.judged({"runs": [of_seed(0, 3.0, gain), of_seed(1, minutes, gain)]}) == status
+def test_the_demo_is_judged(minutes: float | None, gain: float, doubling: float, status: int) -> None:
+    runs = [of_seed(0, 3.0, gain, doubling), of_seed(1, minutes, gain, doubling)]
+    assert demo.judged({"runs": runs}) == status
 
 
 def test_a_measured_demo_is_not_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,10 +90,34 @@ def test_a_measured_demo_is_not_measured_again(tmp_path: Path, monkeypatch: pyte
         return of_seed(seed, 3.0, 3.0)
 
     monkeypatch.setattr(demo, "measured", measured)
-    for words in (["--seeds", "0"], ["--seeds", "0", "1"], ["k=2", "--seeds", "0", "1"]):
-        monkeypatch.setattr("sys.argv", ["demo", "--out", str(tmp_path), *words])
+    for seeds in (["0"], ["0", "1"], ["1"]):
+        monkeypatch.setattr("sys.argv", ["demo", "--out", str(tmp_path), "--seeds", *seeds])
         assert demo.main() == 0
-    assert asked == [0, 1, 0, 1]  # other settings are another demo
+    assert asked == [0, 1]
     content = json.loads((tmp_path / "demo.json").read_text())
-    assert content["words"] == ["k=2"]
     assert [each["seed"] for each in content["runs"]] == [0, 1]
+    monkeypatch.setattr("sys.argv", ["demo", "k=2", "--out", str(tmp_path)])
+    assert demo.main() == 2
+    assert json.loads((tmp_path / "demo.json").read_text()) == content
+    assert asked == [0, 1]
+
+
+def test_a_page_is_renewed_from_a_folder_that_holds_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = "<!-- demo-run: by benchmarks.page -->\n<!-- end -->\n"
+    pages = (tmp_path / "README.md", tmp_path / "results.md")
+    for each in pages:
+        each.write_text(text)
+    monkeypatch.setattr(page, "PAGES", pages)
+    monkeypatch.setattr(page, "NUMBERS", tmp_path / "numbers")
+    out = tmp_path / "out"
+    monkeypatch.setattr("sys.argv", ["page", str(out)])
+    assert page.main() == 2  # a wrong folder is no reason to say that all is renewed
+    assert f"no numbers in {out}" in capsys.readouterr().err
+    assert pages[0].read_text() == text
+    out.mkdir()
+    (out / "demo.json").write_text(json.dumps({"words": [], "runs": [of_seed(4, 2.94, 3.0)]}))
+    assert page.main() == 0
+    assert all("| seed 4, 2.9 minutes on 2 cores |" in each.read_text() for each in pages)
+    assert (tmp_path / "numbers" / "demo.json").read_text() == (out / "demo.json").read_text()

@@ -2,11 +2,12 @@
 
     python -m benchmarks.gain [--data FOLDER] [--out FOLDER] [--seeds 0 1 2 3 4] [--at-once N] [KEY=VALUE ...]
 
-FOLDER holds `corel5k/labels.csv` and `weights/squeezenet1_1_imagenet_features.safetensors`; by default what
-COTERIE_DATA names. First the rate, loss and length of the baseline, then as many settings of the student,
-then improvements one at a time: all on validation, by a table that has no test images. Then every row is
-trained at every seed, and measured on test; most of them on each fifth of all images, a few with new views,
-with other heads and backbones, with half of the labels, and on the scenes.
+FOLDER holds `corel5k/labels.csv`, `weights/squeezenet1_1_imagenet_features.safetensors` and, for the part
+`backbones`, `weights/mobilenet_v2_imagenet.safetensors`; by default what COTERIE_DATA names.
+First the rate, loss and length of the baseline, then as many settings of the student, then improvements one at
+a time: all on validation, by a table that has no test images. Then every row is trained at every seed, and
+measured on test; most of them on each fifth of all images, a few with new views, with other heads and
+backbones, with half of the labels, and on the scenes.
 A stopped call goes on where it was. Each part leaves its numbers in OUT, and reads there what those before it
 have found: with the files of docs/results in OUT, later parts need not search again.
 
@@ -23,6 +24,7 @@ from pathlib import Path
 
 from benchmarks.gain.folds import measure_folds
 from benchmarks.gain.ideas import IDEAS, kept_words, try_ideas
+from benchmarks.gain.models import WEIGHTS as MOBILENET_WEIGHTS
 from benchmarks.gain.protocol import VIEWS, Protocol
 from benchmarks.gain.rows import ALWAYS, AS_SEARCHED, CONTROLS, SWEEPS, own_rows, write_rows
 from benchmarks.gain.search import FIRST_RATE, search_baseline, search_student
@@ -105,7 +107,10 @@ def main() -> int:
         arguments.whole,
         tuple(words),
     )
-    for path in (protocol.table, protocol.weights):
+    needed = [protocol.table, protocol.weights]
+    if "backbones" in arguments.parts:
+        needed.append(protocol.data / MOBILENET_WEIGHTS)
+    for path in needed:
         if not path.exists():
             print(f"{path} is not there; name the folder by --data", file=sys.stderr)
             return 2

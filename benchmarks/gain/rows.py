@@ -15,7 +15,7 @@ import numpy.typing as npt
 from benchmarks.gain.protocol import VIEWS, K
 from benchmarks.gain.search import value_of
 from coterie.ablation import Ablation, Row
-from coterie.ablation.intervals import interval_between, resampled_maps
+from coterie.ablation.intervals import interval_between, resampled_maps, resamples_of
 from coterie.ablation.report import Interval, summary
 from coterie.files import atomic_write
 from coterie.intervals import resampled_map
@@ -38,7 +38,6 @@ COMPARED = (
     *(("psd", "paper"), ("psd", AS_SEARCHED), ("psd", "cgp"), ("psd", "dgp"), ("psd", "squared-error")),
     ("ensemble", "baseline"),
 )
-RESAMPLES = 1000
 Intervals = Callable[[str, str], Interval | None]  # of how far one row is ahead of another
 
 
@@ -76,7 +75,8 @@ def without_train(words: Sequence[str]) -> tuple[str, ...]:
 @dataclass(frozen=True)
 class Ensembles:
     """As many baselines together as a branch has teachers, of the seeds from each seed on: the mean of their
-    logits. `map` by seed; `resampled` on resampled images, beside the rows of `resampled_maps`.
+    logits. `map` by seed; `resampled` beside the rows of `resampled_maps`, for each seed the mean over all of
+    them: they share members, so that how far they differ does not tell what other seeds would change.
     """
 
     map: dict[int, float]
@@ -88,12 +88,15 @@ def baseline_ensembles(found: Ablation, split: str, size: int) -> Ensembles:
     runs = {outcome.seed: Path(outcome.run) for outcome in found.outcomes if outcome.row == "baseline"}
     ensembles = Ensembles({}, {})
     logits = {seed: read_logits(run, split) for seed, run in runs.items()}
+    resampled = []
     for number, seed in enumerate(found.seeds):
         members = [found.seeds[(number + step) % len(found.seeds)] for step in range(size)]
         together = np.mean([logits[member].models["baseline"] for member in members], axis=0)
         targets = logits[seed].targets
         ensembles.map[seed] = 100 * float(np.nanmean(average_precision(together, targets)))
-        ensembles.resampled[ENSEMBLE, seed] = resampled_map(together, targets, resamples=RESAMPLES)
+        resampled.append(resampled_map(together, targets, resamples=resamples_of(targets.size)))
+    mean_of_all = np.mean(resampled, axis=0)
+    ensembles.resampled.update({(ENSEMBLE, seed): mean_of_all for seed in found.seeds})
     return ensembles
 
 

@@ -60,11 +60,15 @@ def measure_backbones(protocol: Protocol, recommended: Words, searched: Words) -
     """The recommended recipe with another backbone, whose baseline has a search of its own; the student's
     rate is as far from the baseline's as it was found to be best.
     """
-    os.environ.setdefault("COTERIE_DATA", str(protocol.data))  # for the processes
+    os.environ["COTERIE_DATA"] = str(protocol.data)  # for the processes
     for name, words in BACKBONES.items():
         variant = varied(protocol, f"backbone-{name}", *words)
+        own, beside = variant.out / "search-baseline.json", protocol.out / f"{search_name(name)}.json"
+        if beside.exists() and not own.exists():
+            own.parent.mkdir(exist_ok=True)
+            shutil.copyfile(beside, own)
         baseline = search_baseline(variant)
-        shutil.copyfile(variant.out / "search-baseline.json", protocol.out / f"{search_name(name)}.json")
+        shutil.copyfile(own, beside)
         adapted = (*baseline, *adapted_to(recommended, searched, baseline))
         write_rows(protocol.out, f"backbone-{name}", variant.measured("rows", adapted, (), ROWS))
 

@@ -1,4 +1,4 @@
-"""How sure a difference between two models is: the bootstrap over images, and over seeds."""
+"""How sure a difference between two models is: the bootstrap over images, and what seeds change."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy import stats
 
 from coterie.data.dataset import PRESENT, UNKNOWN
 
@@ -64,28 +65,38 @@ def resampled_map(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Floats:
-    """The mAP [B] in percent of resampled images; the same images for all models of the same split.
+    """The mAP [1 + B] in percent of the images, and of each time that they are resampled; the same images for
+    all models of the same split.
 
     `logits` [N, C], `targets` [N, C] in {1, 0, -1}. A class without positives in a resample is not counted.
     """
-    weights = _drawn(len(targets), resamples, seed)
+    drawn = _drawn(len(targets), resamples, seed)
+    weights = np.concatenate([np.ones_like(drawn[:, :1]), drawn], axis=1)
     ap = np.stack(list(_resampled_ap(logits, targets, weights)))
     counted = ~np.isnan(ap)
     return np.asarray(100 * np.where(counted, ap, 0).sum(axis=0) / np.maximum(counted.sum(axis=0), 1))
 
 
-def paired_interval(
-    new: Sequence[Floats], old: Sequence[Floats], seed: int = 0
-) -> tuple[float, float] | None:
+def paired_interval(new: Sequence[Floats], old: Sequence[Floats]) -> tuple[float, float] | None:
     """The interval of how far `new` is ahead of `old` on the mean over seeds, each by `resampled_map`.
 
-    Images and seeds are drawn with replacement, each pair of one seed together: what another split and other
-    first weights would change. With one seed it is that of the images alone.
+    What another split and other first weights would change: the variance over resampled images, and that of
+    a mean of so many seeds. The second is known from few of them, so the quantile is that of Student's t, at
+    degrees of freedom after Satterthwaite, "An approximate distribution of estimates of variance components",
+    1946. With one seed it is that of the images alone.
     """
     differences = np.stack(new) - np.stack(old)
-    seeds, resamples = differences.shape
-    drawn = np.random.default_rng(seed).integers(seeds, size=(seeds, resamples))
-    return interval(np.take_along_axis(differences, drawn, axis=0).mean(axis=0))
+    measured, resampled = differences[:, 0], differences[:, 1:].mean(axis=0)
+    known = resampled[~np.isnan(resampled)]
+    if np.isnan(measured).any() or 2 * len(known) < len(resampled):
+        return None
+    n = len(measured)
+    of_seeds = float(measured.var(ddof=1)) / n if n > 1 else 0.0
+    variance = float(known.var()) + of_seeds
+    freedom = (n - 1) * (variance / of_seeds) ** 2 if of_seeds > 0 else np.inf
+    half = float(stats.t.ppf((100 + LEVEL) / 200, freedom)) * variance**0.5
+    center = float(measured.mean())
+    return center - half, center + half
 
 
 def interval(values: Floats) -> tuple[float, float] | None:

@@ -102,6 +102,13 @@ def test_a_change_of_train_in_a_row_reaches_all_roles_but_those_with_a_value_of_
     assert [changed.baseline.epochs, changed.teacher.epochs, changed.student.epochs] == [20, 4, 20]
 
 
+def test_a_baseline_with_the_compute_of_others_has_all_of_its_epochs() -> None:
+    config = load_config(["train.patience=3"])
+    changed = row_config(Row("compute", "compute", model="baseline", compute_of="run"), config)
+    assert changed.baseline.patience is None
+    assert changed.teacher.patience == 3
+
+
 # What rows cost
 
 

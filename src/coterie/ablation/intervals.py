@@ -26,7 +26,7 @@ def difference_intervals(ablation: Ablation) -> dict[str, dict[str, Interval]]:
 
 
 def resampled_maps(ablation: Ablation, split: str) -> dict[tuple[str, int], Floats]:
-    """The mAP [B] of each row at each seed on resampled images, in one order of images for all."""
+    """The mAP [1 + B] of each row at each seed, by `resampled_map`: the same images for all."""
     models = {row.name: row.model for row in ablation.rows}
     maps: dict[tuple[str, int], Floats] = {}
     known: dict[tuple[str, str], Floats] = {}  # rows may look at the same model of the same run
@@ -40,12 +40,17 @@ def resampled_maps(ablation: Ablation, split: str) -> dict[tuple[str, int], Floa
                 return {}
             if model not in logits.models:  # a row of the run failed, and each was then measured by itself
                 continue
-            resamples = RESAMPLES if logits.targets.size > MANY_SCORES else 5 * RESAMPLES
+            resamples = resamples_of(logits.targets.size)
             known[outcome.run, model] = resampled_map(
                 logits.models[model], logits.targets, resamples=resamples
             )
         maps[outcome.row, outcome.seed] = known[outcome.run, model]
     return maps
+
+
+def resamples_of(scores: int) -> int:
+    """How often the images are drawn, where a model has so many scores."""
+    return RESAMPLES if scores > MANY_SCORES else 5 * RESAMPLES
 
 
 def interval_between(

@@ -32,8 +32,8 @@ REPORT_FILE, TABLE_FILE, CSV_FILE, PLOT_FILE = (
 
 EXPLANATION = """\
 mAP in percent: mean ± standard deviation (n - 1) over the seeds. *- baseline*: the same of the differences,
-seed by seed; in brackets the 95 % bootstrap interval of their mean, over images and seeds. A cell says n
-where it is of fewer seeds. *leaning*: what a present companion adds to recall and to false positives, in
+seed by seed; in brackets the 95 % interval of their mean, over images (bootstrap) and seeds (t). A cell says
+n where it is of fewer seeds. *leaning*: what a present companion adds to recall and to false positives, in
 percent, on average over the strongest pairs of labels. *minutes* of training over all seeds; *of them added*:
 without what the rows above need too."""
 

@@ -27,7 +27,7 @@ class Row:
     """One line of the table: `model` of the run that `words` make of the settings which all rows share.
 
     `model`: its name in the tables of a run, such as "student" or "all teachers". `compute_of`: the epochs
-    of the baseline are those that cost what this part of the run costs.
+    of the baseline are those that cost what this part of the run costs, and it has all of them.
     """
 
     name: str
@@ -130,7 +130,7 @@ def row_config(row: Row, config: Config) -> Config:
         return changed
     forwards = run_forwards(changed) if row.compute_of == "run" else student_forwards(changed)
     epochs = round(forwards / PLAIN_STEP)
-    return load_config([f"baseline.epochs={epochs}"], settings=changed.to_values())
+    return load_config([f"baseline.epochs={epochs}", "baseline.patience=null"], settings=changed.to_values())
 
 
 def num_groups(config: Config) -> int:
