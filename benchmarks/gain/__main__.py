@@ -4,9 +4,9 @@
 
 FOLDER holds `corel5k/labels.csv`, `weights/squeezenet1_1_imagenet_features.safetensors` and, for the part
 `backbones`, `weights/mobilenet_v2_imagenet.safetensors`; by default what COTERIE_DATA names.
-First the rate, loss and length of the baseline, then as many settings of the student, then improvements one at
-a time: all on validation, by a table that has no test images. Then every row is trained at every seed, and
-measured on test; most of them on each fifth of all images, a few with new views, with other heads and
+First the rate, loss and length of the baseline, then as many settings of the student, then improvements one
+at a time: all on validation, by a table that has no test images. Then every row is trained at every seed,
+and measured on test; most of them on each fifth of all images, a few with new views, with other heads and
 backbones, with half of the labels, and on the scenes.
 A stopped call goes on where it was. Each part leaves its numbers in OUT, and reads there what those before it
 have found: with the files of docs/results in OUT, later parts need not search again.
