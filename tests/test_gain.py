@@ -101,6 +101,24 @@ def test_a_search_that_is_at_its_end_is_read_where_its_settings_are_the_same(tmp
 
 
 @pytest.mark.parametrize(
+    ("best", "rates"),
+    [
+        ({}, 4),
+        ({"train.lr=5e-4": 1.0}, 4),
+        ({"train.lr=2e-3": 1.0, "train.lr=4e-3": 0.9}, 5),
+        ({"train.lr=2e-3": 1.0, "train.lr=4e-3": 1.1, "train.lr=8e-3": 1.2, "train.lr=1.6e-2": 1.3}, 7),
+    ],
+)
+def test_a_rate_at_the_end_of_those_tried_is_doubled(
+    tmp_path: Path, best: dict[str, float], rates: int
+) -> None:
+    found = search_baseline(Fake(tmp_path, tmp_path, best=best))
+    assert value_of("train.lr", found) == (max(best, key=best.__getitem__)[9:] if best else "1e-3")
+    trials = json.loads((tmp_path / "search-baseline.json").read_text())["trials"]
+    assert len([trial for trial in trials if trial["step"] == "rate"]) == rates
+
+
+@pytest.mark.parametrize(
     ("gains", "epochs", "tried"),
     [({}, 8, 1), ({16: 0.29}, 8, 1), ({16: 0.31, 32: 0.5}, 16, 2), ({16: 1, 32: 2, 64: 4}, 64, 3)],
 )

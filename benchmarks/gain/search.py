@@ -28,10 +28,13 @@ LOSSES: dict[str, Words] = {
     "ASL, gamma- 4": ("train.loss=asl", "train.gamma_neg=4"),
 }
 FIRST_RATE = "1e-3"
-BASELINE = (
-    Step("loss", LOSSES),
-    Step("rate", {f"lr = {lr}": (f"train.lr={lr}",) for lr in ("2.5e-4", "5e-4", FIRST_RATE, "2e-3")}),
-)
+
+
+def rate_step(*rates: str) -> Step:
+    return Step("rate", {f"lr = {rate}": (f"train.lr={rate}",) for rate in rates})
+
+
+RATES = ("2.5e-4", "5e-4", FIRST_RATE, "2e-3")
 
 
 @dataclass
@@ -69,6 +72,13 @@ class Search:
             self.words = (*self.words, *best.words)
         self.trials += tried
 
+    def speed_up(self) -> None:
+        """Double the rate, the largest of those tried, for as long as that is better."""
+        before = ""
+        while (rate := value_of("train.lr", self.words)) != before:
+            before = rate
+            self.take(rate_step(f"{2 * float(rate):.1e}".replace(".0e", "e").replace("e-0", "e-")))
+
     def lengthen(self) -> int:
         """Double the epochs until that gains less than ENOUGH on validation: the number of epochs."""
         epochs = self.protocol.epochs
@@ -102,8 +112,10 @@ def search_baseline(protocol: Protocol) -> Words:
     if (found := _found_before(protocol, "baseline", start)) is not None:
         return found
     search = Search(protocol, "baseline", start)
-    for step in BASELINE:
+    for step in (Step("loss", LOSSES), rate_step(*RATES)):
         search.take(step)
+    if value_of("train.lr", search.words) == RATES[-1]:
+        search.speed_up()
     epochs = search.lengthen()
     search.take(shorter_step(epochs))
     search.write()
