@@ -106,7 +106,7 @@ def test_a_search_that_is_at_its_end_is_read_where_its_settings_are_the_same(tmp
         ({}, 4),
         ({"train.lr=5e-4": 1.0}, 4),
         ({"train.lr=2e-3": 1.0, "train.lr=4e-3": 0.9}, 5),
-        ({"train.lr=2e-3": 1.0, "train.lr=4e-3": 1.1, "train.lr=8e-3": 1.2, "train.lr=1.6e-2": 1.3}, 7),
+        ({"train.lr=2e-3": 1.0, "train.lr=4e-3": 1.1, "train.lr=8e-3": 1.2, "train.lr=1.6e-2": 1.3}, 8),
     ],
 )
 def test_a_rate_at_the_end_of_those_tried_is_doubled(
