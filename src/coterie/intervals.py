@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+from scipy.special import stdtrit
 
 from coterie.data.dataset import PRESENT, UNKNOWN
 
@@ -87,25 +87,32 @@ def paired_interval(new: Sequence[Floats], old: Sequence[Floats]) -> tuple[float
     """
     differences = np.stack(new) - np.stack(old)
     measured, resampled = differences[:, 0], differences[:, 1:].mean(axis=0)
-    known = resampled[~np.isnan(resampled)]
-    if np.isnan(measured).any() or 2 * len(known) < len(resampled):
+    known = _known(resampled)
+    if known is None or np.isnan(measured).any():
         return None
     n = len(measured)
     of_seeds = float(measured.var(ddof=1)) / n if n > 1 else 0.0
     variance = float(known.var()) + of_seeds
-    freedom = (n - 1) * (variance / of_seeds) ** 2 if of_seeds > 0 else np.inf
-    half = float(stats.t.ppf((100 + LEVEL) / 200, freedom)) * variance**0.5
+    share = of_seeds / variance if variance > 0 else 0.0
+    freedom = max(n - 1, 1) / max(share, 1e-4) ** 2  # where seeds change next to nothing, the normal quantile
+    half = float(stdtrit(freedom, (100 + LEVEL) / 200)) * variance**0.5
     center = float(measured.mean())
     return center - half, center + half
 
 
 def interval(values: Floats) -> tuple[float, float] | None:
     """The percentile interval of the resamples that have a value; None where hardly any has."""
-    known = values[~np.isnan(values)]
-    if 2 * len(known) < len(values):
+    known = _known(values)
+    if known is None:
         return None
     low, high = np.percentile(known, [(100 - LEVEL) / 2, (100 + LEVEL) / 2]).tolist()
     return low, high
+
+
+def _known(values: Floats) -> Floats | None:
+    """The resamples that have a value; None where hardly any has."""
+    known = values[~np.isnan(values)]
+    return None if 2 * len(known) < len(values) else known
 
 
 def _drawn(n: int, resamples: int, seed: int) -> npt.NDArray[np.uint8]:
