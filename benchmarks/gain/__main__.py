@@ -28,7 +28,13 @@ from benchmarks.gain.models import WEIGHTS as MOBILENET_WEIGHTS
 from benchmarks.gain.protocol import VIEWS, Protocol
 from benchmarks.gain.rows import ALWAYS, AS_SEARCHED, CONTROLS, SWEEPS, own_rows, write_rows
 from benchmarks.gain.search import FIRST_RATE, search_baseline, search_student
-from benchmarks.gain.series import measure_backbones, measure_heads, measure_new_views, measure_scenes
+from benchmarks.gain.series import (
+    BACKBONES,
+    measure_backbones,
+    measure_heads,
+    measure_new_views,
+    measure_scenes,
+)
 from benchmarks.gain.unlabelled import measure_unlabelled
 
 PARTS = (
@@ -42,6 +48,7 @@ def do(
     parts: Sequence[str],
     ideas: Sequence[str],
     rows: Sequence[str],
+    backbones: Sequence[str],
     fold_seeds: int,
 ) -> None:
     """Do the parts, and of the searches what they need; what is done is read from OUT."""
@@ -71,7 +78,7 @@ def do(
     if "heads" in parts:
         measure_heads(protocol, recommended)
     if "backbones" in parts:
-        measure_backbones(protocol, recommended, searched)
+        measure_backbones(protocol, recommended, searched, backbones)
     if "unlabelled" in parts:
         measure_unlabelled(protocol, recommended)
     if "scenes" in parts:
@@ -93,6 +100,7 @@ def main() -> int:
     rows = [*CONTROLS, *(row.name for row in own_rows([f"train.lr={FIRST_RATE}", "train.epochs=32"]))]
     of_rows = "of the parts `rows` and `folds`; by default all"
     parser.add_argument("--rows", nargs="+", choices=rows, default=rows, help=of_rows)
+    parser.add_argument("--backbones", nargs="+", choices=BACKBONES, default=tuple(BACKBONES))
     parser.add_argument("--whole", action="store_true", help="train all layers, at 224 pixels: for a GPU")
     arguments, words = parser.parse_known_args()
     if arguments.fold_seeds < 1:
@@ -108,13 +116,13 @@ def main() -> int:
         tuple(words),
     )
     needed = [protocol.table, protocol.weights]
-    if "backbones" in arguments.parts:
+    if "backbones" in arguments.parts and "mobilenet-v2" in arguments.backbones:
         needed.append(protocol.data / MOBILENET_WEIGHTS)
     for path in needed:
         if not path.exists():
             print(f"{path} is not there; name the folder by --data", file=sys.stderr)
             return 2
-    do(protocol, arguments.parts, arguments.ideas, arguments.rows, arguments.fold_seeds)
+    do(protocol, arguments.parts, arguments.ideas, arguments.rows, arguments.backbones, arguments.fold_seeds)
     return 0
 
 

@@ -31,7 +31,7 @@ BACKBONES: dict[str, Words] = {
     # from random weights, all of it trained
     "small-resnet": (
         *("model=test_resnet", "model.weights=null", "model.image_size=48", "train.frozen=null"),
-        *("train.ema=0.995", "train.batch_size=32"),
+        *("train.ema=0.995", "train.batch_size=32", "precision=bf16"),
     ),
 }
 # A baseline gains most by a new view of each image in every epoch, and by the time to look at them.
@@ -56,13 +56,15 @@ def measure_heads(protocol: Protocol, recommended: Words) -> None:
         write_rows(protocol.out, f"head-{name}", found)
 
 
-def measure_backbones(protocol: Protocol, recommended: Words, searched: Words) -> None:
-    """The recommended recipe with another backbone, whose baseline has a search of its own; the student's
-    rate is as far from the baseline's as it was found to be best.
+def measure_backbones(
+    protocol: Protocol, recommended: Words, searched: Words, names: Sequence[str] = tuple(BACKBONES)
+) -> None:
+    """The recommended recipe with other backbones, those with `names`. The baseline of each has a search of
+    its own; the student's rate is as far from the baseline's as it was found to be best.
     """
     os.environ["COTERIE_DATA"] = str(protocol.data)  # for the processes
-    for name, words in BACKBONES.items():
-        variant = varied(protocol, f"backbone-{name}", *words)
+    for name in names:
+        variant = varied(protocol, f"backbone-{name}", *BACKBONES[name])
         own, beside = variant.out / "search-baseline.json", protocol.out / f"{search_name(name)}.json"
         if beside.exists() and not own.exists():
             own.parent.mkdir(exist_ok=True)
