@@ -35,10 +35,11 @@ from coterie.array_store import Array
 from coterie.config import load_config
 from coterie.data.loading import Batch, Batches, EpochSampler, ImageBatches, ResizedImages, Views
 from coterie.data.transforms import make_augmentation
+from coterie.devices import low_precisions
 from coterie.losses import asymmetric_loss
 from coterie.models.factory import make_factory
 from coterie.models.folding import fold_batch_norm, relative_error
-from coterie.models.frozen import FrozenModel, low_precisions
+from coterie.models.frozen import FrozenModel
 from coterie.progress import Bars
 from coterie.tasks import ClassificationTask, DistillationTask, classification_loss
 from coterie.teachers import Branch, Teachers
@@ -217,7 +218,7 @@ def forms_of_a_teacher(subject: Subject, device: torch.device) -> dict[str, Call
     """One teacher's answer in every form: folded or not, by precision and memory format."""
     model = next(iter(subject.branches.values())).models[0]
     folded = fold_batch_norm(model, subject.seen[:2])
-    dtypes = [torch.float32, *low_precisions(device.type, "fp32")]
+    dtypes = [torch.float32, *low_precisions(device.type)]
     forms: dict[str, Callable[[], object]] = {}
     for layout in (torch.contiguous_format, torch.channels_last):
         images = subject.seen.to(device, memory_format=layout)
@@ -295,7 +296,7 @@ def main() -> int:
     arguments = parser.parse_args()
     subject = Subject(arguments.model, arguments.size, arguments.batch, 2, arguments.device)
     device = subject.teaching().fabric.device
-    fast = torch.bfloat16 in low_precisions(device.type, "fp32")
+    fast = torch.bfloat16 in low_precisions(device.type)
     best = "bf16" if fast else "fp32"
     tell(
         f"{arguments.model}, {arguments.size} px, batch {arguments.batch}, {2 * K} teachers, {device.type}, "

@@ -604,8 +604,10 @@ class Config(Section):
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(
         "auto", description="where to compute; auto takes a GPU where there is one"
     )
-    precision: Literal["fp32", "bf16", "fp16"] = Field(
-        "fp32", description="of the network; losses are in fp32"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "fp32",
+        description="of the network; losses are in fp32. auto: bf16 where the device has instructions for it, "
+        "else fp16 with CUDA, and fp32 elsewhere; settled when a run begins",
     )
     engine: Literal["local", "ray"] = Field(
         "local", description="where trainings are done: in processes here, or as tasks of a Ray cluster"
@@ -664,6 +666,16 @@ class Config(Section):
         return values | {
             role: shared | own for role in ROLES if isinstance(own := values.get(role) or {}, dict)
         }
+
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _precision_of_the_device(cls, precision: Any, info: ValidationInfo) -> Any:
+        """What is settled is kept with a run, so that it goes on alike on another machine."""
+        if precision != "auto" or "device" not in info.data:
+            return precision
+        from coterie.devices import fastest_precision  # torch takes a while, and few configs need it
+
+        return fastest_precision(info.data["device"])
 
     @field_validator("storage")
     @classmethod

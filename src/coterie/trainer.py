@@ -28,6 +28,7 @@ from torch.optim.optimizer import Optimizer
 from coterie.config import Config, ResumeConfig, TrainConfig
 from coterie.data.loading import Batch, Batches
 from coterie.data.transforms import Preprocessing
+from coterie.devices import device_type
 from coterie.errors import ConfigError, Diverged, RunError, shortened, where_memory_may_run_out
 from coterie.files import atomic_write
 from coterie.metrics import average_precision
@@ -111,7 +112,7 @@ def make_fabric(config: Config, index: int = 0, ranks: Ranks = ALONE) -> Fabric:
         raise ConfigError("device=cuda, but torch finds no CUDA device here; use device=auto or device=cpu")
     if accelerator == "mps" and not torch.backends.mps.is_available():
         raise ConfigError("device=mps, but torch finds no MPS device here; use device=auto or device=cpu")
-    on_cpu = accelerator == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
+    on_cpu = device_type(config.device) == "cpu"
     if config.precision == "fp16" and on_cpu:
         raise ConfigError("precision=fp16 needs a GPU; use bf16 or fp32 on the CPU")
     gpus = 0 if on_cpu else torch.cuda.device_count()
@@ -142,7 +143,7 @@ def check_devices(config: Config) -> None:
     """ConfigError where the `processes` that do a training together have not each a device of their own."""
     if config.processes == 1:
         return
-    on_cpu = config.device == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
+    on_cpu = device_type(config.device) == "cpu"
     gpus = torch.cuda.device_count() if uses_cuda(config) else 0
     if not on_cpu and gpus < config.processes:
         raise ConfigError(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import MappingProxyType
-
 import pytest
 import timm
 import torch
@@ -11,7 +9,7 @@ from torch import Tensor, nn
 
 import coterie.models.frozen
 from coterie.models.folding import relative_error
-from coterie.models.frozen import FrozenModel, freeze, low_precisions
+from coterie.models.frozen import FrozenModel, freeze
 from tests.tiny import tiny_net
 
 IMAGES = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -142,28 +140,3 @@ def test_a_frozen_model_takes_no_gradient_and_leaves_evaluation_mode_never() -> 
     assert not any(module.training for module in frozen.modules())
     assert not any(parameter.requires_grad for parameter in frozen.parameters())
     assert not frozen(IMAGES.clone().requires_grad_()).requires_grad
-
-
-def test_low_precision_is_that_of_the_run_and_what_the_cpu_has_in_hardware(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def cpu_with(**capabilities: bool) -> None:
-        known = MappingProxyType(capabilities)
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known, raising=False)
-
-    cpu_with(avx512_bf16=True)
-    assert low_precisions("cpu", "fp32") == low_precisions("cpu", "bf16") == [torch.bfloat16]
-    cpu_with(avx512_bf16=False, avx2=True)
-    assert low_precisions("cpu", "fp32") == []
-    assert low_precisions("cpu", "bf16") == [torch.bfloat16]
-    assert low_precisions("mps", "fp16") == [torch.float16]
-
-
-@pytest.mark.parametrize(
-    ("ampere", "expected"), [(True, [torch.bfloat16, torch.float16]), (False, [torch.float16])]
-)
-def test_a_gpu_has_bf16_from_ampere_on(
-    monkeypatch: pytest.MonkeyPatch, ampere: bool, expected: list[torch.dtype]
-) -> None:
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: ampere)
-    assert low_precisions("cuda", "fp32") == expected

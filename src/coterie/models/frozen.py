@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
+from coterie.devices import DTYPES, low_precisions
 from coterie.errors import is_out_of_memory
 from coterie.models.folding import fold_batch_norm, relative_error
 
-Precision = Literal["fp32", "bf16", "fp16"]
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-# What cpuinfo calls bf16 arithmetic in hardware; without it, bf16 is slower than fp32.
-CPU_BF16 = ("avx512_bf16", "amx_bf16", "bf16")
 # Folding is proven on this many images, in float64, where a forward pass is slow.
 PROOF_IMAGES = 1
 
@@ -57,14 +53,13 @@ class FrozenModel(nn.Module):
         return logits.float()
 
 
-def freeze(
-    model: nn.Module, images: Tensor, *, tolerance: float, precision: Precision = "fp32"
-) -> FrozenModel:
+def freeze(model: nn.Module, images: Tensor, *, tolerance: float, precision: str = "fp32") -> FrozenModel:
     """`model` in the cheapest form whose logits on `images` are within `tolerance` of its own in fp32.
 
     Cheapest first: folded, with weights in low precision; as it is, under autocast; folded, in fp32. The
     error is the norm of the difference over the norm of the logits. `images` [B, 3, H, W] are real ones, on
-    the device that is to answer. A tolerance of 0 leaves the model as it is, in the precision of the run.
+    the device that is to answer. `precision`: that of the run, one of DTYPES. A tolerance of 0 leaves the
+    model as it is, in the precision of the run.
     """
     # before the model goes to the device: not every device has float64
     folded = fold_batch_norm(model.cpu(), images[:PROOF_IMAGES].cpu()) if tolerance > 0 else model
@@ -83,20 +78,6 @@ def freeze(
             if measured(form).error <= tolerance:
                 return form
     return measured(FrozenModel(folded))
-
-
-def low_precisions(device_type: str, precision: Precision) -> list[torch.dtype]:
-    """The precisions under fp32 that are fast on a device, that of the run first."""
-    fast = [] if precision == "fp32" else [DTYPES[precision]]
-    if device_type == "cuda":
-        # bf16 first: it has the range of fp32, where fp16 overflows on a picture that nobody tried
-        fast += [torch.bfloat16] if torch.cuda.is_bf16_supported(including_emulation=False) else []
-        fast += [torch.float16]
-    elif device_type == "cpu":
-        # older versions of torch do not tell; they stay in the precision of the run
-        capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-        fast += [torch.bfloat16] if any(capabilities.get(name) for name in CPU_BF16) else []
-    return list(dict.fromkeys(fast))
 
 
 def _autocast(plain: FrozenModel, dtype: torch.dtype) -> FrozenModel:
