@@ -67,10 +67,11 @@ def do(
             if row.name in rows and (row.name != AS_SEARCHED or recommended != student)
         ]
         names = [name for name in CONTROLS if name in {*rows, *ALWAYS}]
-        write_rows(protocol.out, "rows", protocol.measured("rows", recommended, own, names))
+        found = protocol.measured("rows", recommended, own, names)
+        write_rows(protocol.out, "rows", found, (*protocol.settings, *recommended))
     if "sweeps" in parts:
         found = protocol.measured("rows", recommended, (), ("psd",), SWEEPS)
-        write_rows(protocol.out, "sweeps", found)
+        write_rows(protocol.out, "sweeps", found, (*protocol.settings, *recommended))
     if "folds" in parts:
         measure_folds(protocol, recommended, rows, fold_seeds)
     if "new-views" in parts:

@@ -37,7 +37,8 @@ def measure_folds(protocol: Protocol, recommended: Words, rows: Sequence[str], s
         table = protocol.rewritten(name, partial(folded, number=number))
         of_fold = replace(protocol, seeds=seeds_of(number, seeds))
         found.append(of_fold.measured(name, recommended, own, names, table=table))
-    write_rows(protocol.out, NAME, together(found), size=None, intervals=over_folds)
+    settings = (*protocol.settings, *recommended)
+    write_rows(protocol.out, NAME, together(found), settings, size=None, intervals=over_folds)
 
 
 def seeds_of(fold: int, seeds: int) -> tuple[int, ...]:

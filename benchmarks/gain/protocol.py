@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import platform
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from rich.console import Console
 
 from coterie.ablation import Ablation, Row, ablate
@@ -38,6 +40,7 @@ COMMON = (
     # Some time after its best epoch a training by the labels alone only learns the images by heart.
     *(f"train.patience={PATIENCE}", "student.patience=null"),
 )
+OVER_RECIPE = ("precision=fp32",)  # of the demo, which leaves the precision to the machine
 LEAST_IMAGES = 50  # training images of a class
 Rows = list[dict[str, str]]  # of a table
 SEARCH_SHARE = 0.25  # of the images of training and validation, those that a search validates on
@@ -127,8 +130,7 @@ class Protocol:
 
     def of_scenes(self, names: Sequence[str]) -> Ablation:
         """The rows with `names` over the recipe of the built-in scenes, with their shifted test set."""
-        # fp32: a processor without bf16 instructions would take three times as long for the recipe's own
-        words = (f"cache_dir={self.out / 'cache'}", "precision=fp32", *self.words)
+        words = (f"cache_dir={self.out / 'cache'}", *OVER_RECIPE, *self.words)
         return self._compared("scenes", words, (), self.seeds, names, recipe="demo")
 
     def _compared(
@@ -168,6 +170,17 @@ class Protocol:
         path = self.out / f"{name}.csv"
         atomic_write(path, text.getvalue())
         return path
+
+
+def environment() -> dict[str, Any]:
+    """On what the calling process measures: the same seed gives the same weights only on the same of it."""
+    capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return {
+        "processor": capabilities.get("cpu_name") or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
 
 
 def split_to_search(rows: Rows) -> Rows:

@@ -12,7 +12,7 @@ from statistics import mean
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.gain.protocol import VIEWS, K
+from benchmarks.gain.protocol import VIEWS, K, environment
 from benchmarks.gain.search import value_of
 from coterie.ablation import Ablation, Row
 from coterie.ablation.intervals import interval_between, resampled_maps, resamples_of
@@ -104,11 +104,13 @@ def write_rows(
     out: Path,
     name: str,
     found: Ablation,
+    settings: Sequence[str],
     size: int | None = K,
     intervals: Callable[[Ablation, str], Intervals] | None = None,
 ) -> None:
-    """All that the page needs of the rows, in `name`.json; `size`: how many teachers a branch has, and
-    baselines an ensemble, None for no ensembles. `intervals` of a split: by default those of the bootstrap.
+    """All that the page needs of the rows, in OUT/`name`.json, with the `settings` that they share and what
+    they were measured on. `size`: how many teachers a branch has, and baselines an ensemble, None for no
+    ensembles. `intervals` of a split: by default those of the bootstrap.
     """
     by_seed: dict[str, dict[str, dict[int, float]]] = {}
     compared = []
@@ -129,6 +131,8 @@ def write_rows(
                     | {"interval": between(row, other)}
                 )
     content = {
+        "settings": settings,
+        "measured_on": environment(),
         "seeds": found.seeds,
         "size": size,
         "rows": summary(found),

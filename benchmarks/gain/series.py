@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from benchmarks.gain.protocol import Protocol
+from benchmarks.gain.protocol import OVER_RECIPE, Protocol
 from benchmarks.gain.rows import write_rows
 from benchmarks.gain.search import Words, search_baseline, value_of
 
@@ -43,17 +43,22 @@ def varied(protocol: Protocol, name: str, *words: str) -> Protocol:
     return replace(protocol.variant(name, *words), seeds=protocol.seeds[:SEEDS])
 
 
+def _measure_few(protocol: Protocol, name: str, words: Words, of_rows: Words) -> None:
+    """A few rows of the protocol `varied` by `words`, with the settings `of_rows`."""
+    variant = varied(protocol, name, *words)
+    found = variant.measured("rows", of_rows, (), ROWS)
+    write_rows(protocol.out, name, found, (*variant.settings, *of_rows))
+
+
 def measure_new_views(protocol: Protocol, recommended: Words) -> None:
     """The recommended recipe where no training sees a view of an image twice."""
-    found = varied(protocol, "new-views").measured("rows", (*recommended, *NEW_VIEWS), (), ROWS)
-    write_rows(protocol.out, "new-views", found)
+    _measure_few(protocol, "new-views", (), (*recommended, *NEW_VIEWS))
 
 
 def measure_heads(protocol: Protocol, recommended: Words) -> None:
     """The recommended recipe with another head, settings as they are."""
     for name, words in HEADS.items():
-        found = varied(protocol, f"head-{name}", *words).measured("rows", recommended, (), ROWS)
-        write_rows(protocol.out, f"head-{name}", found)
+        _measure_few(protocol, f"head-{name}", words, recommended)
 
 
 def measure_backbones(
@@ -72,7 +77,7 @@ def measure_backbones(
         baseline = search_baseline(variant)
         shutil.copyfile(own, beside)
         adapted = (*baseline, *adapted_to(recommended, searched, baseline))
-        write_rows(protocol.out, f"backbone-{name}", variant.measured("rows", adapted, (), ROWS))
+        _measure_few(protocol, f"backbone-{name}", BACKBONES[name], adapted)
 
 
 def adapted_to(recommended: Words, searched: Words, baseline: Words) -> Iterator[str]:
@@ -89,7 +94,8 @@ def adapted_to(recommended: Words, searched: Words, baseline: Words) -> Iterator
 def measure_scenes(protocol: Protocol) -> None:
     """The demo's recipe and its controls: how far each leans on companions, and what it loses without."""
     few = replace(protocol, seeds=protocol.seeds[:SEEDS])
-    write_rows(protocol.out, "scenes", few.of_scenes(SCENES), size=None)
+    settings = ("recipe=demo", *OVER_RECIPE, *protocol.words)
+    write_rows(protocol.out, "scenes", few.of_scenes(SCENES), settings, size=None)
 
 
 def search_name(backbone: str) -> str:

@@ -606,8 +606,8 @@ class Config(Section):
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "fp32",
-        description="of the network; losses are in fp32. auto: bf16 where the device has instructions for it, "
-        "else fp16 with CUDA, and fp32 elsewhere; settled when a run begins",
+        description="of the network; losses are in fp32. auto: bf16 where the device has instructions for "
+        "it, else fp16 with CUDA, and fp32 elsewhere; settled when a run begins",
     )
     engine: Literal["local", "ray"] = Field(
         "local", description="where trainings are done: in processes here, or as tasks of a Ray cluster"
