@@ -30,8 +30,8 @@ BACKBONES: dict[str, Words] = {
     ),
     # from random weights, all of it trained
     "small-resnet": (
-        *("model=test_resnet", "model.weights=null", "model.image_size=48", "train.frozen=null"),
-        *("train.ema=0.995", "train.batch_size=32", "precision=bf16"),
+        *("model=test_resnet", "model.weights=null", "model.image_size=32", "train.frozen=null"),
+        *("train.ema=0.995", "train.batch_size=32"),
     ),
 }
 # A baseline gains most by a new view of each image in every epoch, and by the time to look at them.
