@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import MappingProxyType
 
 import pytest
 import torch
 
-from coterie.config import load_config
+from coterie.config import CONFIG_FILE, Config, load_config, settled
 from coterie.devices import device_type, low_precisions
 
 
@@ -81,3 +82,34 @@ def test_a_precision_that_is_named_stays(monkeypatch: pytest.MonkeyPatch) -> Non
     assert load_config(["device=cpu"]).precision == "fp32"
     cpu_with(monkeypatch)
     assert load_config(["device=cpu", "precision=bf16"]).precision == "bf16"
+
+
+def test_a_run_goes_on_in_its_precision_where_auto_is_another(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    words = ["device=cpu", "precision=auto", f"out={tmp_path}"]
+    cpu_with(monkeypatch, avx512_bf16=True)
+    (tmp_path / CONFIG_FILE).write_text(load_config(words).to_yaml())
+    cpu_with(monkeypatch)
+    assert load_config(words).precision == "bf16"
+    assert (
+        load_config([*words, "seed=1"]).precision == "bf16"
+    )  # what else changed is said where it is taken up
+    assert load_config([*words, f"out={tmp_path / 'other'}"]).precision == "fp32"
+    (tmp_path / CONFIG_FILE).write_text("precision: [")
+    assert load_config(words).precision == "fp32"
+
+
+def test_nodes_of_a_cluster_may_be_unlike_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu_with(monkeypatch, avx512_bf16=True)
+    assert load_config(["device=cpu", "precision=auto", "engine=ray"]).precision == "fp32"
+
+
+def test_a_config_made_without_words_is_settled_by_the_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    cpu_with(monkeypatch, amx_bf16=True)
+    config = Config(precision="auto", device="cpu", out=tmp_path)
+    assert settled(config).precision == "bf16"
+    cpu_with(monkeypatch, bf16=True)  # ARM's
+    assert settled(config).precision == "bf16"

@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 from coterie.checkpoint import WEIGHTS_FILE, Checkpoint, save_checkpoint
-from coterie.config import Config, load_config
+from coterie.config import CONFIG_FILE, Config, load_config
 from coterie.data.transforms import Preprocessing
 from coterie.errors import RunError
 from coterie.files import content_hash
-from coterie.runfolder import CONFIG_FILE, MANIFEST_FILE, Inputs, RunFolder, Training, reset
+from coterie.runfolder import MANIFEST_FILE, Inputs, RunFolder, Training, reset
 
 NAMES = ("cat", "dog")
 DATA = Inputs("data")

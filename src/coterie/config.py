@@ -7,6 +7,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, ClassVar, Literal, Self, Union, get_args, get_origin
@@ -30,6 +31,7 @@ from coterie.labels.partition import METHODS
 from coterie.recipe import read_layers, read_yaml, recipe_comment
 from coterie.untrusted import parse_yaml
 
+CONFIG_FILE = "config.yaml"  # of a run folder
 BASELINE, STUDENT = "baseline", "student"
 ROLES = (BASELINE, "teacher", STUDENT)
 # settings of the distillation that look at what the last layer of the model sees
@@ -607,7 +609,7 @@ class Config(Section):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "fp32",
         description="of the network; losses are in fp32. auto: bf16 where the device has instructions for "
-        "it, else fp16 with CUDA, and fp32 elsewhere; settled when a run begins",
+        "it, else fp16 with CUDA, and fp32 elsewhere and with engine=ray; settled when a run begins",
     )
     engine: Literal["local", "ray"] = Field(
         "local", description="where trainings are done: in processes here, or as tasks of a Ray cluster"
@@ -666,16 +668,6 @@ class Config(Section):
         return values | {
             role: shared | own for role in ROLES if isinstance(own := values.get(role) or {}, dict)
         }
-
-    @field_validator("precision", mode="before")
-    @classmethod
-    def _precision_of_the_device(cls, precision: Any, info: ValidationInfo) -> Any:
-        """What is settled is kept with a run, so that it goes on alike on another machine."""
-        if precision != "auto" or "device" not in info.data:
-            return precision
-        from coterie.devices import fastest_precision  # torch takes a while, and few configs need it
-
-        return fastest_precision(info.data["device"])
 
     @field_validator("storage")
     @classmethod
@@ -819,7 +811,22 @@ def load_config(
             f"recipe {recipe} names code to run, model.name={code}; no file is followed there. If you know "
             f"that code, name it yourself: model={code}"
         )
-    return validate_config(values)
+    return settled(validate_config(values))
+
+
+def settled(config: Config) -> Config:
+    """With the precision that `auto` stands for: that of the run that goes on, or what is fast here. The
+    nodes of a cluster need not be like the machine that asks them.
+    """
+    if config.precision != "auto":
+        return config
+    if (before := config.run_folder() / CONFIG_FILE).exists():
+        with suppress(ConfigError):  # a damaged one is said to be so where the run is taken up
+            return config.model_copy(update={"precision": read_config(before).precision})
+    from coterie.devices import fastest_precision  # torch takes a while, and few configs need it
+
+    precision = "fp32" if config.engine == "ray" else fastest_precision(config.device)
+    return config.model_copy(update={"precision": precision})
 
 
 def _code_in(values: Mapping[str, Any]) -> str | None:

@@ -18,11 +18,11 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from coterie.checkpoint import INFO_FILE, WEIGHTS_FILE
-from coterie.config import Config
+from coterie.config import CONFIG_FILE, Config
 from coterie.errors import ConfigError, CoterieError, RunError
 from coterie.extras import need_extra
 from coterie.files import content_hash, file_sha256
-from coterie.runfolder import CONFIG_FILE, MANIFEST_FILE, RunFolder, Training, relevant_settings, reset
+from coterie.runfolder import MANIFEST_FILE, RunFolder, Training, relevant_settings, reset
 from coterie.states import newest_state
 from coterie.trainer import LOG_FILE, EpochWatcher, Reporter
 from coterie.untrusted import parse_json

@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 
 from coterie.checkpoint import load_model
-from coterie.config import Config
+from coterie.config import Config, settled
 from coterie.data.dataset import MultiLabelDataset
 from coterie.data.loading import lost_process
 from coterie.diagnostics import DIAGNOSTICS_FILE, PARTITIONS, SCHEMA_VERSION, Leaning
@@ -100,6 +100,7 @@ def run(
     """
     ranks = ranks_in(os.environ)
     console = console or Console(quiet=True)
+    config = settled(config)
     lead = partial(_run, config, console, dataset, builder, update, only, models, store, checked)
     if not ranks.are_several:
         return lead()

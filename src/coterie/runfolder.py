@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from coterie.checkpoint import INFO_FILE, WEIGHTS_FILE, read_checkpoint
-from coterie.config import Config, changed_settings, leaves, read_config
+from coterie.config import CONFIG_FILE, Config, changed_settings, leaves, read_config
 from coterie.errors import CheckpointError, ConfigError, RunError
 from coterie.files import atomic_write, content_hash, file_sha256, lock
 from coterie.untrusted import parse_json
 
 SCHEMA_VERSION = 1
-CONFIG_FILE = "config.yaml"
 MANIFEST_FILE = "manifest.json"
 METRICS_FILE = "metrics.json"
 # Settings that change where and how fast a run goes, not what comes out of it. The data themselves are

@@ -11,11 +11,11 @@ from rich.console import Console
 from rich.table import Table
 
 from coterie.checkpoint import read_checkpoint, write_description
-from coterie.config import Config, read_config
+from coterie.config import CONFIG_FILE, Config, read_config
 from coterie.errors import CheckpointError, RunError, counted, shortened
 from coterie.logits import SplitLogits, read_logits
 from coterie.progress import say
-from coterie.runfolder import CONFIG_FILE, MANIFEST_FILE, RunFolder, measurement_key
+from coterie.runfolder import MANIFEST_FILE, RunFolder, measurement_key
 from coterie.seeding import derive_seed
 from coterie.tuning import (
     CHOICES,

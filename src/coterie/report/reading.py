@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from coterie.checkpoint import Checkpoint, read_checkpoint
-from coterie.config import Config, read_config
+from coterie.config import CONFIG_FILE, Config, read_config
 from coterie.diagnostics import DIAGNOSTICS_FILE, LEANING_FILE, PARTITIONS, SCHEMA_VERSION
 from coterie.errors import ConfigError, RunError, did_you_mean, shortened
 from coterie.evaluation import Results
 from coterie.labels import Partition
 from coterie.logits import SplitLogits
 from coterie.rundata import DATA_FILE, RunData, read_data
-from coterie.runfolder import CONFIG_FILE, MANIFEST_FILE, METRICS_FILE, RunFolder, Training, read_results
+from coterie.runfolder import MANIFEST_FILE, METRICS_FILE, RunFolder, Training, read_results
 from coterie.tune import TUNED, current_logits
 from coterie.untrusted import parse_json
 
