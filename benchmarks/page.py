@@ -66,6 +66,8 @@ BLOCKS: dict[str, tuple[Callable[[Any], str], str]] = {
     "search-student": (tables.search_table, "search-student"),
     "settings": (tables.settings_of, "search-student"),
     "ideas": (tables.ideas_table, "ideas"),
+    # the same rows on another processor, where baselines at the cost of others ended by patience
+    "claims-before": (tables.claims, "rows-before"),
     # of an earlier protocol, at the commit that the page names
     "last-fire-rows": (tables.rows_table, "last-fire-rows"),
     "last-fire-settings": (tables.settings_of, "last-fire-ideas"),

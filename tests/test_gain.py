@@ -20,7 +20,7 @@ from benchmarks.gain.ideas import IDEAS, Idea, Tried, kept_words, try_ideas
 from benchmarks.gain.protocol import Protocol, split_to_search
 from benchmarks.gain.rows import kept, own_rows
 from benchmarks.gain.search import Search, Step, search_baseline, search_student, student_steps, value_of
-from benchmarks.gain.series import BACKBONES, HEADS, NEW_VIEWS, adapted_to, measure_backbones, varied
+from benchmarks.gain.series import BACKBONES, HEADS, NEW_VIEWS, adapted_to, allowed, measure_backbones, varied
 from benchmarks.gain.unlabelled import LEFT_OUT, halved, steps_kept
 
 from coterie.ablation import Ablation, Row
@@ -205,14 +205,16 @@ def test_folds_are_as_seeds_together() -> None:
         found({BASELINE: {number: 40.0 + number}, Row("psd", ""): {number: 40.0 + number + difference}})
         for number, difference in differences.items()
     ]
-    pooled = together(folds)
+    pooled = together(folds, share=0.25)
     assert pooled.seeds == (0, 1, 2, 3, 4)
     assert pooled.values("baseline", "val") == {number: 40.0 + number for number in differences}
     assert pooled.difference("psd", "val").mean == pytest.approx(1.8)
     # the sample standard deviation is 1.351, and the quantile of t with four degrees of freedom 2.776
-    half = 2.776 * 1.351 / 5**0.5
+    # the folds share images to learn from, four for each that they measure: 1 / 5 + 1 / 4 instead of 1 / 5
+    half = 2.776 * 1.351 * 0.45**0.5
     assert pooled.intervals["val"]["psd"] == pytest.approx((1.8 - half, 1.8 + half), abs=1e-3)
-    assert over_folds(pooled, "val")("baseline", "psd") == pytest.approx((-1.8 - half, -1.8 + half), abs=1e-3)
+    over = over_folds(pooled, "val", share=0.25)
+    assert over("baseline", "psd") == pytest.approx((-1.8 - half, -1.8 + half), abs=1e-3)
 
 
 def test_of_a_fold_the_mean_over_its_seeds_counts() -> None:
@@ -230,7 +232,7 @@ def test_of_a_fold_the_mean_over_its_seeds_counts() -> None:
         )
         for fold, each in gains.items()
     ]
-    pooled = together(folds)
+    pooled = together(folds, share=0.0)
     assert pooled.spread("psd", "val").n == 10
     assert pooled.difference("psd", "val").mean == pytest.approx(1.8)
     half = 2.776 * 1.351 / 5**0.5  # as with the means 1, 2, 4, 1.5 and 0.5 alone
@@ -292,6 +294,32 @@ def test_every_setting_of_the_protocol_is_one(tmp_path: Path) -> None:
     assert len(set(names)) == len(names)
     (paper,) = (row for row in own_rows(words) if row.name == "paper-rate")
     assert load_config(paper.words).student.lr == pytest.approx(1e-4)
+
+
+def test_what_was_added_is_taken_back_where_a_row_is_without_it(tmp_path: Path) -> None:
+    protocol = Protocol(tmp_path, tmp_path)
+    searched = ("train.epochs=32", "train.lr=1e-3", "distill.w=0.8")
+    kept = ("k=5", "student.epochs=64", "student.views=64", "distill.cache=off", "partition.repeats=2")
+    rows = {row.name: row for row in own_rows(searched, kept, protocol.settings)}
+    plain = load_config([*protocol.settings, *searched])
+    added = (*protocol.settings, *searched, *kept)
+    assert load_config([*added, *rows["two-branches"].words]) == plain
+    paper = load_config([*added, *rows["paper"].words])
+    assert (paper.k, paper.student.epochs, paper.student.views) == (3, 32, 7)
+    assert paper.partition.co_method == "paper"
+    own = {row.name: row for row in own_rows(searched)}
+    assert own["two-branches"].words == ()
+
+
+def test_with_all_layers_trained_no_part_freezes_them_or_limits_their_views(tmp_path: Path) -> None:
+    whole = Protocol(tmp_path, tmp_path, whole=True)
+    for further in (*HEADS.values(), *BACKBONES.values(), NEW_VIEWS):
+        config = load_config([*varied(whole, "other", *further).settings, *allowed(whole, NEW_VIEWS)])
+        assert (config.model.image_size, config.train.frozen, config.student.views) == (224, None, None)
+    limited = {idea.name for idea in IDEAS if idea.limits_views}
+    assert limited == {
+        *("more-views", "more-views-baseline", "longer-views", "longer-views-baseline", "longer-16-views"),
+    }
 
 
 def test_a_rate_is_taken_to_another_baseline_by_its_ratio() -> None:

@@ -164,6 +164,7 @@ def test_folds_have_tables_and_seeds_of_their_own_and_stand_in_one_file(tmp_path
     (gain,) = (record for record in content["rows"] if record["row"] == "psd")
     assert (gain["difference"], gain["difference_seeds"]) == (3.0, 10)
     # of the folds' means 1 to 5: their deviation is 1.5811, the quantile of t with four degrees 2.7764
-    half = 2.7764 * 1.5811 / 5**0.5
+    # and each measures an image for two that it learns from
+    half = 2.7764 * 1.5811 * (1 / 5 + 1 / 2) ** 0.5
     assert (gain["difference_low"], gain["difference_high"]) == pytest.approx((3 - half, 3 + half), abs=1e-3)
     assert "ensemble" not in content["by_seed"]["test"]

@@ -25,7 +25,7 @@ from pathlib import Path
 from benchmarks.gain.folds import measure_folds
 from benchmarks.gain.ideas import IDEAS, kept_words, try_ideas
 from benchmarks.gain.models import WEIGHTS as MOBILENET_WEIGHTS
-from benchmarks.gain.protocol import VIEWS, Protocol
+from benchmarks.gain.protocol import Protocol
 from benchmarks.gain.rows import ALWAYS, AS_SEARCHED, CONTROLS, SWEEPS, own_rows, write_rows
 from benchmarks.gain.search import FIRST_RATE, search_baseline, search_student
 from benchmarks.gain.series import (
@@ -57,14 +57,14 @@ def do(
     if set(parts) - {"scenes", "baseline"}:
         student = search_student(protocol, searched)
     if set(parts) - {"scenes", "baseline", "student"}:
-        tried = try_ideas(protocol, student, [idea for idea in IDEAS if idea.name in ideas])
-        recommended = (*student, *kept_words(tried))
+        chosen = [idea for idea in IDEAS if idea.name in ideas and not (protocol.whole and idea.limits_views)]
+        tried = try_ideas(protocol, student, chosen)
+        recommended = (*student, *(kept := kept_words(tried)))
     if "rows" in parts:
-        views = None if protocol.whole else VIEWS
         own = [
             row
-            for row in own_rows(student, views)
-            if row.name in rows and (row.name != AS_SEARCHED or recommended != student)
+            for row in own_rows(student, kept, protocol.settings)
+            if row.name in rows and (row.name != AS_SEARCHED or kept)
         ]
         names = [name for name in CONTROLS if name in {*rows, *ALWAYS}]
         found = protocol.measured("rows", recommended, own, names)
@@ -98,7 +98,7 @@ def main() -> int:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     ideas = [idea.name for idea in IDEAS]
     parser.add_argument("--ideas", nargs="*", choices=ideas, default=ideas, help="to try; by default all")
-    rows = [*CONTROLS, *(row.name for row in own_rows([f"train.lr={FIRST_RATE}", "train.epochs=32"]))]
+    rows = [*CONTROLS, *(row.name for row in own_rows([f"train.lr={FIRST_RATE}"]))]
     of_rows = "of the parts `rows` and `folds`; by default all"
     parser.add_argument("--rows", nargs="+", choices=rows, default=rows, help=of_rows)
     parser.add_argument("--backbones", nargs="+", choices=BACKBONES, default=tuple(BACKBONES))

@@ -4,10 +4,13 @@ differences are known more exactly than the test images of one split can tell.
 
 from __future__ import annotations
 
+import csv
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from math import sqrt
+from pathlib import Path
 from statistics import mean, stdev
 
 import numpy as np
@@ -31,14 +34,17 @@ def measure_folds(protocol: Protocol, recommended: Words, rows: Sequence[str], s
     """The recommended recipe and its controls, of which `rows` chooses; each fold has so many `seeds`."""
     own = [row for row in own_rows(recommended) if row.name in OWN and row.name in rows]
     names = [name for name in ROWS if name in {*rows, *ALWAYS}]
-    found = []
+    found, shares = [], []
     for number in range(FOLDS):
         name = f"fold-{number}"
         table = protocol.rewritten(name, partial(folded, number=number))
         of_fold = replace(protocol, seeds=seeds_of(number, seeds))
         found.append(of_fold.measured(name, recommended, own, names, table=table))
+        shares.append(test_share(table))
+    share = mean(shares)
+    intervals = partial(over_folds, share=share)
     settings = (*protocol.settings, *recommended)
-    write_rows(protocol.out, NAME, together(found), settings, size=None, intervals=over_folds)
+    write_rows(protocol.out, NAME, together(found, share), settings, size=None, intervals=intervals)
 
 
 def seeds_of(fold: int, seeds: int) -> tuple[int, ...]:
@@ -61,23 +67,32 @@ def folded(rows: Rows, number: int, folds: int = FOLDS, validated: int = VALIDAT
     ]
 
 
-def together(found: Sequence[Ablation]) -> Ablation:
+def test_share(table: Path) -> float:
+    """How many images a fold measures for each that it learns from."""
+    with table.open(newline="") as file:
+        images = Counter(row["split"] for row in csv.DictReader(file))
+    return images["test"] / images["train"]
+
+
+def together(found: Sequence[Ablation], share: float) -> Ablation:
     """The rows over all folds and their seeds, with the intervals of their differences to the baseline."""
     first = found[0]
     seeds = tuple(seed for each in found for seed in each.seeds)
     outcomes = tuple(outcome for each in found for outcome in each.outcomes)
     pooled = Ablation(first.rows, seeds, outcomes, ())
     intervals = {
-        split: {row.name: over_folds(pooled, split)(row.name, BASELINE.name) for row in first.rows[1:]}
+        split: {row.name: over_folds(pooled, split, share)(row.name, BASELINE.name) for row in first.rows[1:]}
         for split in pooled.splits
     }
     return replace(pooled, intervals=intervals)
 
 
-def over_folds(pooled: Ablation, split: str) -> Callable[[str, str], Interval]:
+def over_folds(pooled: Ablation, split: str, share: float) -> Callable[[str, str], Interval]:
     """The 95 % t intervals of differences over folds, n - 1 degrees of freedom; of a fold, the mean over its
-    seeds. Each fold has images and seeds of its own, so that what both change is in how far the folds differ;
-    that they share images to learn from is not.
+    seeds. Each fold has images and seeds of its own, so that what both change is in how far the folds differ.
+    That they share images to learn from is not: for that the variance of the mean is not 1 / n of theirs, but
+    1 / n + `share`, images measured by images learned from (Nadeau and Bengio, "Inference for the
+    generalization error", 2003, eq. 9).
     """
 
     def between(row: str, other: str) -> Interval:
@@ -86,7 +101,8 @@ def over_folds(pooled: Ablation, split: str) -> Callable[[str, str], Interval]:
         for seed in values:
             of_folds.setdefault(seed % FOLDS, []).append(values[seed] - others[seed])
         differences = [mean(each) for each in of_folds.values()]
-        half = stats.t.ppf(0.975, len(differences) - 1) * stdev(differences) / sqrt(len(differences))
+        half = stats.t.ppf(0.975, len(differences) - 1) * stdev(differences)
+        half *= sqrt(1 / len(differences) + share)
         return Interval(mean(differences) - half, mean(differences) + half)
 
     return between

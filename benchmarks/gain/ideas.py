@@ -38,6 +38,11 @@ class Idea:
     def row(self) -> Row:
         return Row(self.name, self.title, self.words, model=self.model)
 
+    @property
+    def limits_views(self) -> bool:
+        """Whether it says how many views of an image there are: fewer, where each would be a new one."""
+        return any(".views=" in word for word in self.words)
+
 
 IDEAS = (
     Idea(

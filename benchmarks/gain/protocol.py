@@ -18,6 +18,7 @@ from rich.console import Console
 
 from coterie.ablation import Ablation, Row, ablate
 from coterie.config import load_config
+from coterie.devices import low_precisions
 from coterie.files import atomic_write
 
 # The lower layers of SqueezeNet stay as ImageNet left them, and what they make of seven views of each image
@@ -173,10 +174,11 @@ class Protocol:
 
 
 def environment() -> dict[str, Any]:
-    """On what the calling process measures: the same seed gives the same weights only on the same of it."""
+    """On what the calling process computes: the same seed gives the same weights only on the same of it."""
     capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return {
         "processor": capabilities.get("cpu_name") or platform.machine(),
+        "low_precisions": [str(dtype).removeprefix("torch.") for dtype in low_precisions("cpu")],
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),

@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
+from operator import getitem
 from pathlib import Path
 from statistics import mean
 
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.gain.protocol import VIEWS, K, environment
+from benchmarks.gain.protocol import K, environment
 from benchmarks.gain.search import value_of
 from coterie.ablation import Ablation, Row
 from coterie.ablation.intervals import interval_between, resampled_maps, resamples_of
 from coterie.ablation.report import Interval, summary
+from coterie.config import ROLES, load_config
 from coterie.files import atomic_write
 from coterie.intervals import resampled_map
 from coterie.logits import read_logits
@@ -36,40 +38,55 @@ COMPARED = (
     *(("psd", "k1"), ("psd", "random"), ("psd", "random-equal"), ("psd", "compute-run")),
     *(("psd", "compute-student"), ("psd", "ensemble"), ("psd", "k1-repeated"), ("psd", "k1-six")),
     *(("psd", "paper"), ("psd", AS_SEARCHED), ("psd", "cgp"), ("psd", "dgp"), ("psd", "squared-error")),
-    ("ensemble", "baseline"),
+    *(("psd", "squared-error-half"), ("paper", "baseline-asl"), ("ensemble", "baseline")),
+    *(("k1-repeated", "k1"), ("k1-six", "k1-repeated"), ("random", "k1"), ("cgp", "k1"), ("dgp", "k1")),
 )
 Intervals = Callable[[str, str], Interval | None]  # of how far one row is ahead of another
 
 
-def own_rows(searched: Sequence[str], views: int | None = VIEWS) -> tuple[Row, ...]:
-    """Several teachers of all labels, PSD without what was added to it, and the paper's recipe: as printed,
-    and at our rate. `views`: how many of an image the protocol has, None where each is new.
+def own_rows(
+    searched: Sequence[str], kept: Sequence[str] = (), settings: Sequence[str] = ()
+) -> tuple[Row, ...]:
+    """Several teachers of all labels, PSD without what was added to it, squared error with more weight of the
+    labels, and what stands of the paper with the protocol's model, images and epochs: its groups and losses,
+    and a baseline by its loss. `kept`: settings that were added to those `searched` over `settings`.
     """
     rate = float(value_of("train.lr", searched))
+    without = undone(kept, (*settings, *searched))
+    by_loss = {role: (f"{role}.loss=asl", f"{role}.gamma_neg=4") for role in ROLES}
     paper = (
+        *without,
         *("partition.co_method=paper", "partition.dis_method=paper", "distill.loss=squared-error"),
-        *("distill.w=0.5", "distill.a=0.5", "distill.baseline=0", "distill.ap_power=0", "teacher.outside=0"),
-        *(f"{role}.{word}" for role in ("teacher", "student") for word in ("loss=asl", "gamma_neg=4")),
+        *("distill.w=0.5", "distill.a=0.5", *by_loss["teacher"], *by_loss["student"]),
     )
-    as_searched = (
-        *("distill.baseline=0", "teacher.outside=0", f"student.epochs={value_of('train.epochs', searched)}"),
-        f"student.views={json.dumps(views)}",
-    )
+    half = ("distill.loss=squared-error", "distill.w=0.5")
     return (
+        Row("squared-error-half", "PSD by squared error, w = 0.5", half),
         Row("k1-repeated", "three teachers of all labels (K = 1)", ("k=1", "partition.repeats=3")),
         Row("k1-six", "six teachers of all labels (K = 1)", ("k=1", "partition.repeats=6")),
-        Row(AS_SEARCHED, "both branches, as searched", (*without_train(searched), *as_searched)),
-        Row("paper", "the paper's recipe, its student at our rate", (*paper, f"student.lr={rate:.3g}")),
+        Row(AS_SEARCHED, "both branches, as searched", without),
+        Row("baseline-asl", "baseline by the paper's loss", by_loss["baseline"], model="baseline"),
+        Row(
+            "paper",
+            "the paper's groups and losses, the student at our rate",
+            (*paper, f"student.lr={rate:.3g}"),
+        ),
         Row(
             "paper-rate",
-            "the paper's recipe, its student at a tenth of the rate",
+            "the paper's groups and losses, the student at a tenth of the rate",
             (*paper, f"student.lr={rate / 10:.3g}"),
         ),
     )
 
 
-def without_train(words: Sequence[str]) -> tuple[str, ...]:
-    return tuple(word for word in words if not word.startswith("train."))
+def undone(added: Sequence[str], words: Sequence[str]) -> tuple[str, ...]:
+    """The settings that take back what was `added` to `words`."""
+    if not added:
+        return ()
+    before = load_config(words).model_dump(mode="json")
+    keys = dict.fromkeys(word.partition("=")[0] for word in added)
+    values = {key: reduce(getitem, key.split("."), before) for key in keys}
+    return tuple(f"{key}={json.dumps(value)}" for key, value in values.items())
 
 
 @dataclass(frozen=True)
@@ -144,6 +161,8 @@ def write_rows(
 
 
 def kept(found: Ablation, split: str) -> float | None:
-    """How much of what all teachers gain over the baseline the student has, in percent."""
+    """How much of what all teachers gain over the baseline the student has, in percent; None where they gain
+    nothing.
+    """
     student, teachers = (found.difference(name, split).mean for name in ("psd", "all-teachers"))
-    return None if student is None or not teachers else 100 * student / teachers
+    return None if student is None or teachers is None or teachers <= 0 else 100 * student / teachers

@@ -34,13 +34,21 @@ BACKBONES: dict[str, Words] = {
         *("train.ema=0.995", "train.batch_size=32"),
     ),
 }
+# what makes trainings small, for a CPU
+SMALL = ("train.frozen=", "train.views=", "model.image_size=")
 # A baseline gains most by a new view of each image in every epoch, and by the time to look at them.
 NEW_VIEWS = ("train.views=64", *(f"{role}.epochs=64" for role in ("train", "baseline", "teacher", "student")))
 
 
 def varied(protocol: Protocol, name: str, *words: str) -> Protocol:
     """The protocol with further settings, at few of its seeds."""
+    words = allowed(protocol, words)
     return replace(protocol.variant(name, *words), seeds=protocol.seeds[:SEEDS])
+
+
+def allowed(protocol: Protocol, words: Words) -> Words:
+    """Those that leave it as it is, where the protocol trains all layers on new views of large pictures."""
+    return tuple(word for word in words if not (protocol.whole and word.startswith(SMALL)))
 
 
 def _measure_few(protocol: Protocol, name: str, words: Words, of_rows: Words) -> None:
@@ -52,7 +60,7 @@ def _measure_few(protocol: Protocol, name: str, words: Words, of_rows: Words) ->
 
 def measure_new_views(protocol: Protocol, recommended: Words) -> None:
     """The recommended recipe where no training sees a view of an image twice."""
-    _measure_few(protocol, "new-views", (), (*recommended, *NEW_VIEWS))
+    _measure_few(protocol, "new-views", (), (*recommended, *allowed(protocol, NEW_VIEWS)))
 
 
 def measure_heads(protocol: Protocol, recommended: Words) -> None:

@@ -8,7 +8,7 @@ import json
 from functools import partial
 from statistics import mean, stdev
 
-from benchmarks.gain.protocol import PATIENCE, Protocol, Rows, frequent
+from benchmarks.gain.protocol import PATIENCE, Protocol, Rows, environment, frequent
 from benchmarks.gain.search import Words, value_of
 from coterie.ablation import Ablation
 from coterie.ablation.intervals import interval_between, resampled_maps
@@ -32,7 +32,9 @@ def measure_unlabelled(protocol: Protocol, recommended: Words) -> None:
         table = protocol.rewritten(f"half-{split}", partial(halved, split=split))
         words = (*recommended, *steps_kept(recommended, halves=1 if split == UNLABELLED else 2))
         found[split] = protocol.measured(f"half-{split}", words, (), ("baseline", "psd"), table=table)
-    atomic_write(protocol.out / f"{NAME}.json", json.dumps(compared(found), indent=1))
+    settings = {"settings": (*protocol.settings, *recommended), "measured_on": environment()}
+    content = settings | compared(found)
+    atomic_write(protocol.out / f"{NAME}.json", json.dumps(content, indent=1))
 
 
 def halved(rows: Rows, split: str) -> Rows:
