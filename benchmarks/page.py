@@ -1,18 +1,21 @@
 """What stands of measured numbers in the README and in docs/results.md.
 
-    python -m benchmarks.page [OUT]
+    python -m benchmarks.page [OUT] [--fewer]
 
 copies the numbers that benchmarks.gain or benchmarks.demo left in OUT into docs/results, and renews what
-stands between the marks of both pages. Without OUT they are renewed from the numbers that are there.
+stands between the marks of both pages. Without OUT they are renewed from the numbers that are there. Numbers
+of fewer rows or seeds than those that are there are refused but for `--fewer`: a call for some rows alone
+must not take the place of all.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +30,19 @@ MARKED = re.compile(r"(<!-- (?P<name>[\w-]+): by benchmarks\.page -->\n).*?(<!--
 
 
 def main() -> int:
-    if len(sys.argv) > 1:
-        out = Path(sys.argv[1])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("out", type=Path, nargs="?")
+    parser.add_argument("--fewer", action="store_true", help="take numbers of fewer rows or seeds")
+    arguments = parser.parse_args()
+    if (out := arguments.out) is not None:
         files = [out / f"{name}.json" for name in sorted({file for _, file in BLOCKS.values()})]
         found = [path for path in files if path.exists()]
         if not found:
             print(f"there are no numbers in {out}", file=sys.stderr)
+            return 2
+        missing = [line for path in found for line in lost(path, NUMBERS / path.name)]
+        if missing and not arguments.fewer:
+            print("\n".join([*missing, "--fewer takes them all the same"]), file=sys.stderr)
             return 2
         NUMBERS.mkdir(exist_ok=True)
         for path in found:
@@ -40,6 +50,23 @@ def main() -> int:
     for path in PAGES:
         atomic_write(path, renewed(path.read_text(encoding="utf-8"), NUMBERS))
     return 0
+
+
+def lost(new: Path, old: Path) -> Iterator[str]:
+    """What the numbers in `old` have and those in `new` have not: rows, ideas, runs and seeds."""
+    if not old.exists():
+        return
+    before, after = (held(json.loads(path.read_text(encoding="utf-8"))) for path in (old, new))
+    if missing := before - after:
+        yield f"{new} has not all that {old} has: {', '.join(sorted(missing))}"
+
+
+def held(content: Any) -> set[str]:
+    """What numbers are there, by name."""
+    rows = {f"row {record['row']}" for record in content.get("rows", ())}
+    ideas = {f"idea {idea['name']}" for idea in content.get("ideas", ())}
+    seeds = {*content.get("seeds", ()), *(each["seed"] for each in content.get("runs", ()))}
+    return rows | ideas | {f"seed {seed}" for seed in seeds}
 
 
 def renewed(page: str, numbers: Path) -> str:

@@ -55,7 +55,7 @@ class Fake(Protocol):
             {
                 row: {
                     seed: self.value(dict(word.split("=") for word in (*words, *row.words)))
-                    for seed in (0, 1)
+                    for seed in self.search_seeds
                 }
                 for row in rows
             }
@@ -98,6 +98,9 @@ def test_a_search_that_is_at_its_end_is_read_where_its_settings_are_the_same(tmp
     elsewhere = replace(other, words=("k=4",))
     assert value_of("train.lr", again := search_baseline(elsewhere)) == "5e-4"
     assert value_of("distill.w", search_student(elsewhere, again)) == "0.7"
+    assert search_baseline(replace(elsewhere, best={})) == again
+    fewer = replace(elsewhere, best={}, search_seeds=(0,))
+    assert value_of("train.lr", search_baseline(fewer)) == "1e-3"  # no rate is better than another
 
 
 @pytest.mark.parametrize(
@@ -255,7 +258,7 @@ def test_unlabelled_images_are_compared_with_none(monkeypatch: pytest.MonkeyPatc
     def resampled(each: Ablation, split: str) -> dict[tuple[str, int], Any]:
         """The same on all resampled images."""
         return {
-            (row.name, seed): np.full(9, value / 100)
+            (row.name, seed): np.full(9, value)
             for row in each.rows
             for seed, value in each.values(row.name, split).items()
         }
@@ -266,7 +269,7 @@ def test_unlabelled_images_are_compared_with_none(monkeypatch: pytest.MonkeyPatc
         ("baseline", 41.0, -2.0), (LEFT_OUT, 43.0, 0.0), ("unlabelled", 44.0, 1.0),
     ]  # fmt: skip
     lines = tables.unlabelled_table(json.loads(json.dumps(content))).splitlines()
-    assert lines[2].startswith("| baseline on half of the images | 41.00 ± 1.41 | -2.00 [")
+    assert lines[2].startswith("| baseline on half of the images | 41.00 ± 1.41 | -2.00 [-2.00, -2.00]")
     assert lines[3].endswith("| PSD on half of the images | 43.00 ± 1.41 |  |")
 
 
@@ -505,6 +508,11 @@ def test_what_the_student_keeps_is_its_share_of_what_the_teachers_gain() -> None
     rows = [BASELINE, Row("psd", ""), Row("all-teachers", "")]
     maps = dict(zip(rows, ({0: 50.0, 1: 52.0}, {0: 51.0, 1: 54.0}, {0: 52.0, 1: 54.0}), strict=True))
     assert kept(found(maps, "test"), "test") == pytest.approx(100 * 1.5 / 2)
+    maps[rows[2]] = {0: 49.0, 1: 52.0}
+    assert kept(found(maps, "test"), "test") is None  # of what they lose, nothing is kept
+    assert "| they gain nothing | **not reached** |" in tables.claims(
+        numbers((2.1, 1.1, 3.0), 61.0) | {"kept": {"test": None}}
+    )
 
 
 # The page
@@ -519,11 +527,16 @@ def record(row: str, difference: float, low: float, high: float) -> dict[str, An
 
 
 def numbers(gain: tuple[float, float, float], kept_percent: float) -> dict[str, Any]:
-    others = ("k1", "random-equal", "random", "compute-run")
+    others = {
+        "k1": (0.5, -0.1),
+        "random-equal": (0.7, 0.1),
+        "random": (0.8, -0.3),
+        "compute-run": (0.9, -0.5),
+    }
     rows = [record("baseline", 0, 0, 0), record("psd", *gain)]
     compared = [
-        {"row": "psd", "other": other, "split": "test", "difference": 0.5, "interval": [-0.1, 1.0]}
-        for other in others
+        {"row": "psd", "other": other, "split": "test", "difference": value, "interval": [low, 2.0]}
+        for other, (value, low) in others.items()
     ]
     ensemble = {"row": "ensemble", "other": "baseline", "split": "test", "difference": 2, "interval": [1, 3]}
     of_ensemble = {"val": dict.fromkeys("0123", 61.0), "test": {"0": 62.0, "1": 64.0, "2": 62.0, "3": 64.0}}
@@ -537,11 +550,22 @@ def numbers(gain: tuple[float, float, float], kept_percent: float) -> dict[str, 
 
 
 def test_a_claim_that_does_not_hold_is_called_so() -> None:
-    lines = tables.claims(numbers((2.1, 1.1, 3.0), 61.0)).splitlines()[2:]
+    content = numbers((2.1, 1.1, 3.0), 61.0)
+    lines = tables.claims(content).splitlines()[2:]
+    assert [tuple(cell.strip() for cell in line.split("|")[1:4:2]) for line in lines] == [
+        ("over the baseline at its best", "+2.10 [+1.10, +3.00]"),
+        ("over one teacher of all labels", "+0.50 [-0.10, +2.00]"),
+        ("over random groups of equal sizes", "+0.70 [+0.10, +2.00]"),
+        ("over random groups of the same sizes", "+0.80 [-0.30, +2.00]"),
+        ("over a baseline with the compute of the run", "+0.90 [-0.50, +2.00]"),
+        ("of what both ensembles together gain, the student keeps", "61 %"),
+    ]
     assert [line.rsplit("|", 2)[1].strip() for line in lines] == [
-        "reached", "**not reached**", "**not reached**", "**not reached**", "reached", "reached",
+        "reached", "**not reached**", "reached", "**not reached**", "reached", "reached",
     ]  # fmt: skip
-    assert "+2.10 [+1.10, +3.00]" in lines[0]
+    under = [{**each, "difference": -0.1} for each in content["compared"] if each["other"] == "compute-run"]
+    others = [each for each in content["compared"] if each["other"] != "compute-run"]
+    assert "**not reached**" in tables.claims(content | {"compared": [*others, *under]}).splitlines()[6]
     for gain in ((1.9, 1.1, 3.0), (2.1, 0.9, 3.0)):
         assert "**not reached**" in tables.claims(numbers(gain, 61.0)).splitlines()[2]
     assert "**not reached**" in tables.claims(numbers((2.1, 1.1, 3.0), 59.9)).splitlines()[-1]

@@ -70,7 +70,8 @@ def test_the_demo_is_compared_at_each_seed() -> None:
     assert "| student | 63.00 | 64.00 | 63.50 | 0.71 |" in lines
     assert "| student - baseline | +3.00 | +4.00 | +3.50 | 0.71 |" in lines
     assert "| doubling - baseline | -2.00 | -2.00 | -2.00 | 0.00 |" in lines
-    assert lines[-1] == "| student - baseline, shifted | +6.00 | +8.00 | +7.00 | 1.41 |"
+    assert "| student - baseline, shifted | +6.00 | +8.00 | +7.00 | 1.41 |" in lines
+    assert lines[-1] == "| doubling - baseline, shifted | -2.00 | -2.00 | -2.00 | 0.00 |"
 
 
 @pytest.mark.parametrize(
@@ -99,6 +100,11 @@ def test_a_measured_demo_is_not_measured_again(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr("sys.argv", ["demo", "k=2", "--out", str(tmp_path)])
     assert demo.main() == 2
     assert json.loads((tmp_path / "demo.json").read_text()) == content
+    assert (content["settings"]["k"], "seed" in content["settings"]) == (4, False)
+    # the recipe leaves the precision to the machine: another must not add its seeds
+    monkeypatch.setattr(demo, "environment", lambda: {"processor": "another"})
+    monkeypatch.setattr("sys.argv", ["demo", "--out", str(tmp_path), "--seeds", "2"])
+    assert demo.main() == 2
     assert asked == [0, 1]
 
 
@@ -121,3 +127,29 @@ def test_a_page_is_renewed_from_a_folder_that_holds_numbers(
     assert page.main() == 0
     assert all("| seed 4, 2.9 minutes on 2 cores |" in each.read_text() for each in pages)
     assert (tmp_path / "numbers" / "demo.json").read_text() == (out / "demo.json").read_text()
+
+
+def test_a_page_does_not_lose_rows_or_seeds_to_a_call_for_some_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    numbers, out = tmp_path / "numbers", tmp_path / "out"
+    for folder in (numbers, out):
+        folder.mkdir()
+    before = {"words": [], "runs": [of_seed(4, 2.94, 3.0), of_seed(5, 2.94, 3.0)]}
+    (numbers / "demo.json").write_text(json.dumps(before))
+    (out / "demo.json").write_text(json.dumps(before | {"runs": before["runs"][:1]}))
+    monkeypatch.setattr(page, "PAGES", ())
+    monkeypatch.setattr(page, "NUMBERS", numbers)
+    monkeypatch.setattr("sys.argv", ["page", str(out)])
+    assert page.main() == 2
+    assert "seed 5" in (said := capsys.readouterr().err)
+    assert "seed 4" not in said
+    assert json.loads((numbers / "demo.json").read_text()) == before
+    monkeypatch.setattr("sys.argv", ["page", str(out), "--fewer"])
+    assert page.main() == 0
+    assert len(json.loads((numbers / "demo.json").read_text())["runs"]) == 1
+
+
+def test_what_numbers_hold_is_rows_ideas_and_seeds() -> None:
+    content = {"seeds": [0, 1], "rows": [{"row": "psd"}, {"row": "psd"}], "ideas": [{"name": "mixup"}]}
+    assert page.held(content) == {"seed 0", "seed 1", "row psd", "idea mixup"}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import platform
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,12 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from rich.console import Console
 
 from coterie.ablation import Ablation, Row, ablate
 from coterie.config import load_config
-from coterie.devices import low_precisions
 from coterie.files import atomic_write
 
 # The lower layers of SqueezeNet stay as ImageNet left them, and what they make of seven views of each image
@@ -171,18 +168,6 @@ class Protocol:
         path = self.out / f"{name}.csv"
         atomic_write(path, text.getvalue())
         return path
-
-
-def environment() -> dict[str, Any]:
-    """On what the calling process computes: the same seed gives the same weights only on the same of it."""
-    capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return {
-        "processor": capabilities.get("cpu_name") or platform.machine(),
-        "low_precisions": [str(dtype).removeprefix("torch.") for dtype in low_precisions("cpu")],
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
 
 
 def split_to_search(rows: Rows) -> Rows:

@@ -13,7 +13,8 @@ from statistics import mean
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.gain.protocol import K, environment
+from benchmarks.environment import environment
+from benchmarks.gain.protocol import K
 from benchmarks.gain.search import value_of
 from coterie.ablation import Ablation, Row
 from coterie.ablation.intervals import interval_between, resampled_maps, resamples_of

@@ -8,7 +8,8 @@ import json
 from functools import partial
 from statistics import mean, stdev
 
-from benchmarks.gain.protocol import PATIENCE, Protocol, Rows, environment, frequent
+from benchmarks.environment import environment
+from benchmarks.gain.protocol import PATIENCE, Protocol, Rows, frequent
 from benchmarks.gain.search import Words, value_of
 from coterie.ablation import Ablation
 from coterie.ablation.intervals import interval_between, resampled_maps
