@@ -91,7 +91,7 @@ BLOCKS: dict[str, tuple[Callable[[Any], str], str]] = {
     "compared-of-scenes": (tables.compared_table, "scenes"),
     "search-baseline": (tables.search_table, "search-baseline"),
     "search-student": (tables.search_table, "search-student"),
-    "settings": (tables.settings_of, "search-student"),
+    "settings": (tables.settings_of, "rows"),
     "ideas": (tables.ideas_table, "ideas"),
     # the same rows on another processor, where baselines at the cost of others ended by patience
     "claims-before": (tables.claims, "rows-before"),

@@ -56,7 +56,7 @@ def _beyond(idea: Content) -> str:
 
 def settings_of(content: Content) -> str:
     """The settings of what was measured, those that hold for every row and those that were searched."""
-    return f"`{' '.join((*content['settings'], *content['words']))}`"
+    return f"`{' '.join((*content['settings'], *content.get('words', ())))}`"
 
 
 def rows_table(content: Content) -> str:
