@@ -36,8 +36,11 @@ BACKBONES: dict[str, Words] = {
 }
 # what makes trainings small, for a CPU
 SMALL = ("train.frozen=", "train.views=", "model.image_size=")
-# A baseline gains most by a new view of each image in every epoch, and by the time to look at them.
-NEW_VIEWS = ("train.views=64", *(f"{role}.epochs=64" for role in ("train", "baseline", "teacher", "student")))
+# A baseline gains most by a new view of each image in every epoch, and by the time to look at them: all of it.
+NEW_VIEWS = (
+    *("train.views=64", "baseline.patience=null"),
+    *(f"{role}.epochs=64" for role in ("train", "baseline", "teacher", "student")),
+)
 
 
 def varied(protocol: Protocol, name: str, *words: str) -> Protocol:
