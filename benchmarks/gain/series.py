@@ -36,7 +36,7 @@ BACKBONES: dict[str, Words] = {
 }
 # what makes trainings small, for a CPU
 SMALL = ("train.frozen=", "train.views=", "model.image_size=")
-# A baseline gains most by a new view of each image in every epoch, and by the time to look at them: all of it.
+# A baseline gains most by a new view of each image in every epoch, and by the time to look at all of them.
 NEW_VIEWS = (
     *("train.views=64", "baseline.patience=null"),
     *(f"{role}.epochs=64" for role in ("train", "baseline", "teacher", "student")),
