@@ -49,7 +49,7 @@ def main() -> int:
     path = arguments.out / f"{NAME}.json"
     content: Content = {
         "words": words,
-        "settings": settings_of(words),
+        "settings": settings_of([*words, f"out={arguments.out}"]),
         "measured_on": environment(),
         "runs": [],
     }
@@ -71,7 +71,9 @@ def main() -> int:
 
 
 def settings_of(words: Sequence[str]) -> Content:
-    """All settings of the demo that change its numbers, but for the seed."""
+    """All settings of the demo that change its numbers, but for the seed. `words` say where it is, since a
+    demo that is elsewhere may have settled another precision.
+    """
     settings = relevant_settings(load_config(words, recipe="demo"))
     del settings["seed"]
     return settings

@@ -153,3 +153,17 @@ def test_a_page_does_not_lose_rows_or_seeds_to_a_call_for_some_of_them(
 def test_what_numbers_hold_is_rows_ideas_and_seeds() -> None:
     content = {"seeds": [0, 1], "rows": [{"row": "psd"}, {"row": "psd"}], "ideas": [{"name": "mixup"}]}
     assert page.held(content) == {"seed 0", "seed 1", "row psd", "idea mixup"}
+
+
+def test_the_demo_has_its_own_precision_where_another_demo_has_settled_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = tmp_path / "runs" / "demo"
+    elsewhere.mkdir(parents=True)
+    (elsewhere / "config.yaml").write_text("precision: fp16\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(demo, "measured", lambda seed, *_: of_seed(seed, 3.0, 3.0))
+    monkeypatch.setattr("sys.argv", ["demo", "device=cpu", "--out", "measured", "--seeds", "0"])
+    assert demo.main() == 0
+    content = json.loads((tmp_path / "measured" / "demo.json").read_text())
+    assert content["settings"]["precision"] in ("fp32", "bf16")
