@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from coterie.devices import low_precisions
+from coterie.devices import cpu_capabilities, low_precisions
 
 
 def environment() -> dict[str, Any]:
     """On what the calling process computes: the same seed gives the same weights only on the same of it."""
-    capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return {
-        "processor": capabilities.get("cpu_name") or platform.machine(),
+        "processor": cpu_capabilities().get("cpu_name") or platform.machine(),
         "low_precisions": [str(dtype).removeprefix("torch.") for dtype in low_precisions("cpu")],
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from benchmarks.gain.folds import measure_folds
+from benchmarks import page
+from benchmarks.gain.folds import measure_folds, over_folds
 from benchmarks.gain.protocol import Protocol
 from benchmarks.gain.rows import ENSEMBLE, baseline_ensembles, write_rows
 from sklearn.metrics import average_precision_score
@@ -121,19 +122,11 @@ class Folded(Protocol):
 
     asked: list[tuple[str, tuple[int, ...], list[str], Counter[str]]] = field(default_factory=list)
 
-    def measured(
-        self,
-        name: str,
-        words: Iterable[str],
-        rows: Sequence[Row],
-        names: Sequence[str] = (),
-        values: Mapping[str, Sequence[float]] | None = None,
-        table: Path | None = None,
-    ) -> Ablation:
+    def measured(self, *arguments: Any, **others: Any) -> Ablation:
+        name, words, rows, names = arguments
         assert words == WORDS
-        assert values is None
-        assert table is not None
-        with table.open(newline="") as file:
+        assert others.keys() == {"table"}
+        with others["table"].open(newline="") as file:
             splits = Counter(row["split"] for row in csv.DictReader(file))
         self.asked.append((name, self.seeds, [*names, *(row.name for row in rows)], splits))
         fold = int(name.removeprefix("fold-"))
@@ -168,3 +161,27 @@ def test_folds_have_tables_and_seeds_of_their_own_and_stand_in_one_file(tmp_path
     half = 2.7764 * 1.5811 * (1 / 5 + 1 / 2) ** 0.5
     assert (gain["difference_low"], gain["difference_high"]) == pytest.approx((3 - half, 3 + half), abs=1e-3)
     assert "ensemble" not in content["by_seed"]["test"]
+
+
+def test_the_published_intervals_of_the_folds_are_those_of_their_maps() -> None:
+    content = json.loads((page.NUMBERS / "folds.json").read_text())
+    maps = content["by_seed"]["test"]
+    outcomes = tuple(
+        Outcome(row, int(seed), "", {split: {"mAP": value}}, {}, {})
+        for split, of_split in content["by_seed"].items()
+        for row, values in of_split.items()
+        for seed, value in values.items()
+    )
+    for split in content["by_seed"]:
+        of_split = tuple(outcome for outcome in outcomes if split in outcome.metrics)
+        pooled = Ablation(tuple(Row(name, name) for name in maps), tuple(content["seeds"]), of_split, ())
+        between = over_folds(pooled, split, share=900 / 3200)  # each fifth of 4,500 images, 400 to validate
+        compared = [record for record in content["compared"] if record["split"] == split]
+        gains = [r for r in content["rows"] if r["split"] == split and r["row"] != "baseline"]
+        assert compared
+        assert gains
+        for record in compared:
+            assert between(record["row"], record["other"]) == pytest.approx(record["interval"])
+        for record in gains:
+            interval = record["difference_low"], record["difference_high"]
+            assert between(record["row"], "baseline") == pytest.approx(interval)

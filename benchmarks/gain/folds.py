@@ -40,7 +40,7 @@ def measure_folds(protocol: Protocol, recommended: Words, rows: Sequence[str], s
         table = protocol.rewritten(name, partial(folded, number=number))
         of_fold = replace(protocol, seeds=seeds_of(number, seeds))
         found.append(of_fold.measured(name, recommended, own, names, table=table))
-        shares.append(test_share(table))
+        shares.append(measured_share(table))
     share = mean(shares)
     intervals = partial(over_folds, share=share)
     settings = (*protocol.settings, *recommended)
@@ -67,7 +67,7 @@ def folded(rows: Rows, number: int, folds: int = FOLDS, validated: int = VALIDAT
     ]
 
 
-def test_share(table: Path) -> float:
+def measured_share(table: Path) -> float:
     """How many images a fold measures for each that it learns from."""
     with table.open(newline="") as file:
         images = Counter(row["split"] for row in csv.DictReader(file))

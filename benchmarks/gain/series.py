@@ -54,22 +54,21 @@ def allowed(protocol: Protocol, words: Words) -> Words:
     return tuple(word for word in words if not (protocol.whole and word.startswith(SMALL)))
 
 
-def _measure_few(protocol: Protocol, name: str, words: Words, of_rows: Words) -> None:
-    """A few rows of the protocol `varied` by `words`, with the settings `of_rows`."""
-    variant = varied(protocol, name, *words)
-    found = variant.measured("rows", of_rows, (), ROWS)
-    write_rows(protocol.out, name, found, (*variant.settings, *of_rows))
+def _measure_few(variant: Protocol, words: Words) -> None:
+    """A few rows of a `varied` protocol, with the settings `words`, in a file beside its folder."""
+    found = variant.measured("rows", words, (), ROWS)
+    write_rows(variant.out.parent, variant.out.name, found, (*variant.settings, *words))
 
 
 def measure_new_views(protocol: Protocol, recommended: Words) -> None:
     """The recommended recipe where no training sees a view of an image twice."""
-    _measure_few(protocol, "new-views", (), (*recommended, *allowed(protocol, NEW_VIEWS)))
+    _measure_few(varied(protocol, "new-views"), (*recommended, *allowed(protocol, NEW_VIEWS)))
 
 
 def measure_heads(protocol: Protocol, recommended: Words) -> None:
     """The recommended recipe with another head, settings as they are."""
     for name, words in HEADS.items():
-        _measure_few(protocol, f"head-{name}", words, recommended)
+        _measure_few(varied(protocol, f"head-{name}", *words), recommended)
 
 
 def measure_backbones(
@@ -87,8 +86,7 @@ def measure_backbones(
             shutil.copyfile(beside, own)
         baseline = search_baseline(variant)
         shutil.copyfile(own, beside)
-        adapted = (*baseline, *adapted_to(recommended, searched, baseline))
-        _measure_few(protocol, f"backbone-{name}", BACKBONES[name], adapted)
+        _measure_few(variant, (*baseline, *adapted_to(recommended, searched, baseline)))
 
 
 def adapted_to(recommended: Words, searched: Words, baseline: Words) -> Iterator[str]:

@@ -21,6 +21,12 @@ def device_type(device: str) -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
+def cpu_capabilities() -> Mapping[str, Any]:
+    """What cpuinfo says of the processor, by its names; nothing where torch is too old to tell."""
+    capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return capabilities
+
+
 def low_precisions(device_type: str, precision: str = "fp32") -> list[torch.dtype]:
     """The precisions under fp32 that are fast on a device, that of a run first."""
     fast = [] if precision == "fp32" else [DTYPES[precision]]
@@ -29,9 +35,8 @@ def low_precisions(device_type: str, precision: str = "fp32") -> list[torch.dtyp
         fast += [torch.bfloat16] if torch.cuda.is_bf16_supported(including_emulation=False) else []
         fast += [torch.float16]
     elif device_type == "cpu":
-        # older versions of torch do not tell; they stay in the precision of the run
-        capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-        fast += [torch.bfloat16] if any(capabilities.get(name) for name in CPU_BF16) else []
+        known = cpu_capabilities()
+        fast += [torch.bfloat16] if any(known.get(name) for name in CPU_BF16) else []
     return list(dict.fromkeys(fast))
 
 
